@@ -6,6 +6,7 @@
         SpecError                            a spec is wrong; carries every mistake at once
         ConflictError                        another operation or a newer revision is in the way
         AuthError                            unknown token, or a role that may not do this
+        NotFoundError                        nothing of that name is declared or known
       UnplaceableError              exit 4   no placement satisfies the request; carries the reasons
       DeadlineError                 exit 5   a wait reached its deadline
       StoreError                    exit 1   etcd: see the classes below for what to do
@@ -23,8 +24,8 @@
         WorkerError                          a worker failed; its report is in the message
     InvariantError (AssertionError) exit 70  our bug; never caught below `main`
 
-Every message says what, where, how much and what to do next. An expected "no" inside the pure rooms is
-a value with reasons (`plan.Infeasible`); it becomes an error only where a person is told.
+Every message says what, where, how much and what to do next. An expected "no" inside the pure rooms
+is a value with reasons (`plan.Infeasible`); it becomes an error only where a person is told.
 """
 
 from collections.abc import Sequence
@@ -88,6 +89,10 @@ class ConflictError(RefusedError):
 
 class AuthError(RefusedError):
     """No token, an unknown token, or a role that may not do this."""
+
+
+class NotFoundError(RefusedError):
+    """Nothing of that name is declared or known; the API answers 404."""
 
 
 class UnplaceableError(MoectlError):

@@ -72,9 +72,10 @@ class DeviceId:
 class Placement:
     """Expert copies on ranks, for one epoch.
 
-    `ranks[r]` is the device of rank r. `owners[l][e]` lists the ranks that hold a copy of expert e of
-    MoE layer l, ascending; the first is the one that computes it until tokens are split over copies.
-    `instances[r]` counts how often rank r was started anew: a healed rank differs from its predecessor.
+    `ranks[r]` is the device of rank r. `owners[l][e]` lists the ranks that hold a copy of expert e
+    of MoE layer l, ascending; the first is the one that computes it until tokens are split over
+    copies. `instances[r]` counts how often rank r was started anew: a healed rank differs from its
+    predecessor.
     """
 
     model: str
@@ -125,7 +126,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a transition is expected to do, kept beside what it did. Bytes are expert bytes unless named."""
+    """What a transition is expected to do, kept beside what it did.
+
+    Bytes are expert bytes unless named.
+    """
 
     bytes_moved: int  # expert bytes that COPY or LOAD onto a device
     bytes_lower_bound: int  # the least any transition between these widths can move
@@ -161,9 +165,7 @@ def joining_ranks(old: Placement | None, new: Placement) -> tuple[int, ...]:
         return tuple(range(new.width))
     serving = dict(zip(old.ranks, old.instances, strict=True))
     return tuple(
-        rank
-        for rank, device in enumerate(new.ranks)
-        if serving.get(device) != new.instances[rank]
+        rank for rank, device in enumerate(new.ranks) if serving.get(device) != new.instances[rank]
     )
 
 

@@ -91,7 +91,7 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class SpecRecord:
-    """A declared object. `generation` counts changes of `spec`; `operation_id` names the last intent."""
+    """A declared object. `generation` counts changes of `spec`; `operation_id`: last intent."""
 
     kind: str
     name: str
@@ -114,7 +114,7 @@ class DeviceRecord:
 
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
-    """A live node. `store_address` is where its TCPStore listens, for process groups led by this node."""
+    """A live node. `store_address` is its TCPStore, for process groups led by this node."""
 
     name: str
     address: str
@@ -342,7 +342,9 @@ def _build(kind: Any, data: Any, where: str) -> Any:
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return _convert(kind, data, where)
     if kind is float:
-        _expect(isinstance(data, (int, float)) and not isinstance(data, bool), where, "a number", data)
+        _expect(
+            isinstance(data, (int, float)) and not isinstance(data, bool), where, "a number", data
+        )
         return float(data)
     _expect(type(data) is kind, where, kind.__name__, data)
     return data

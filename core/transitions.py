@@ -1,4 +1,4 @@
-"""State tables: which moves are legal, with the reason for every edge. Pure data, checked at use."""
+"""State tables: which moves are legal, with the reason for every edge. Data, checked at use."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -57,8 +57,10 @@ TERMINAL_PHASES = frozenset(phase for phase, moves in PHASE_MOVES.items() if not
 
 
 def checked_move(table: Mapping[S, frozenset[S]], old: S, new: S) -> S:
-    """Return `new` if the table allows old -> new (or nothing changes), else raise InvariantError."""
+    """Return `new` if the table allows old -> new, or nothing changes; else InvariantError."""
     if new != old and new not in table[old]:
         allowed = ", ".join(sorted(table[old])) or "nothing (terminal)"
-        raise InvariantError(f"{type(old).__name__}: {old} -> {new} is not legal; allowed: {allowed}")
+        raise InvariantError(
+            f"{type(old).__name__}: {old} -> {new} is not legal; allowed: {allowed}"
+        )
     return new

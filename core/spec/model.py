@@ -1,0 +1,81 @@
+"""Kind `Model`: which checkpoint is served, how wide, in how much memory; what users are owed.
+
+Sizes are per device and in bytes, times in seconds. What a model *is* (layers, experts, bytes) is
+read from its checkpoint (`core.facts`), never declared here.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .types import Bytes, Count, Duration, FolderPath, SpecModel
+from .values import Finding, child, quantity
+
+WIDTH_MAX = 4096  # ranks; owner tables grow with it
+
+DtypeChoice = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["standard", "reproducible"]
+
+
+class SourceSpec(SpecModel):
+    """Where the weights are: a folder with config.json, tokenizer and safetensors."""
+
+    path: FolderPath
+
+
+class ParallelismSpec(SpecModel):
+    """`experts`: over how many devices the routed experts of every layer are spread."""
+
+    experts: Annotated[int, Field(ge=1, le=WIDTH_MAX)]
+
+
+class MemorySpec(SpecModel):
+    """`kv_per_device`: bytes of keys and values that a rank starts with."""
+
+    kv_per_device: Bytes = 32 * 2**20
+
+
+class EngineSpec(SpecModel):
+    """Limits of one rank; every queue and batch in the engine has one of these as its end."""
+
+    max_batch_tokens: Annotated[Count, Field(ge=4, le=2**20)] = 128
+    max_requests: Annotated[Count, Field(ge=1, le=65536)] = 64
+    prefill_chunk: Annotated[Count, Field(ge=1, le=2**20)] = 64
+    kv_block_tokens: Annotated[int, Field(ge=1, le=1024)] = 16
+    max_context: Annotated[Count, Field(ge=1)] | None = None  # the model's own when None
+    dtype: DtypeChoice = "auto"
+
+
+class SloSpec(SpecModel):
+    """What users are owed: time to the first token, and time per token after it, in seconds."""
+
+    ttft: Duration | None = None
+    tpot: Duration | None = None
+
+
+class ModelSpec(SpecModel):
+    """A served model."""
+
+    source: SourceSpec
+    parallelism: ParallelismSpec
+    memory: MemorySpec = MemorySpec()
+    engine: EngineSpec = EngineSpec()
+    precision: Precision = "standard"
+    slo: SloSpec = SloSpec()
+    replay_deadline: Duration = 60.0  # how long a request may wait for another rank
+
+
+def check_model(spec: object) -> Iterator[Finding]:
+    """What the types cannot say: limits that contradict each other."""
+    engine = child(spec, "engine")
+    fields = EngineSpec.model_fields
+    batch = quantity(engine, "maxBatchTokens", fields["max_batch_tokens"].default)
+    chunk = quantity(engine, "prefillChunk", fields["prefill_chunk"].default)
+    if batch is not None and chunk is not None and chunk > batch:
+        given = "prefillChunk" if "prefillChunk" in engine else "maxBatchTokens"
+        yield Finding(
+            ("engine", given),
+            f"a prefill chunk of {chunk} tokens does not fit a batch of {batch}",
+            f"lower prefillChunk to {batch} or raise maxBatchTokens to {chunk}",
+        )
