@@ -1,0 +1,330 @@
+"""How does a process of the node ask the HMM for pages, layouts and channels?
+
+A synchronous client over one connection, safe to share between threads (one request at a time, each
+with a deadline). Reservations belong to the connection: when this process dies, what was not
+committed is free again. After a missed deadline or a malformed reply the stream cannot be trusted
+and the client is closed; make a new one.
+
+Descriptors that the HMM sends belong to this process. `DeviceHandle.fd` is kept by the client and
+closed with it (mappings stay); a `ChannelHandle` is closed by whoever asked for it.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ...core.errors import DeadlineError, MemoryPoolError, ProtocolError
+from ...core.paths import short_socket_path
+from ..backend import DeviceHandle, PageRun, coalesce, expand
+from . import wire
+from .replies import raise_error
+
+CONNECT_RETRY_S = 0.005  # the HMM empties its queue of connections in less
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelHandle:
+    """Shared memory and doorbells of the ranks of one node.
+
+    `memfd` has `bytes` bytes; `eventfds[i][j]` is what rank i writes and rank j polls.
+    """
+
+    name: str
+    memfd: int
+    bytes: int
+    eventfds: list[list[int]]
+
+    def close(self) -> None:
+        """Close this process's descriptors; mappings of the memory stay."""
+        for fd in (self.memfd, *(fd for row in self.eventfds for fd in row)):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+class Reservation:
+    """Pages promised by the HMM: fill them, then commit; leaving the `with` block forfeits."""
+
+    def __init__(self, client: "HmmClient", device: str, number: int, pages: Sequence[int]) -> None:
+        self.device = device
+        self.pages = tuple(pages)
+        self._client = client
+        self._number = number
+        self._is_open = True
+
+    def commit(self, layouts: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[int, ...]:
+        """Make the pages the owner's, and put `layouts` (name -> plain data) with it."""
+        request = {"op": "commit", "reservation": self._number, "layouts": dict(layouts or {})}
+        self._client.call(request)
+        self._is_open = False
+        return self.pages
+
+    def forfeit(self) -> None:
+        """Give the pages back; nothing happens when that, or the commit, was done already."""
+        if self._is_open:
+            self._is_open = False
+            self._client.call({"op": "forfeit", "reservation": self._number})
+
+    def __enter__(self) -> "Reservation":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # A dead connection has forfeited it already; the error in flight matters more.
+        with contextlib.suppress(MemoryPoolError, DeadlineError):
+            self.forfeit()
+
+
+class HmmClient:
+    """One connection to the node's HMM.
+
+    Raises MemoryPoolError when nobody answers at `socket_path`; every call raises the HMM's own
+    typed error (PoolExhaustedError, MappingError, ProtocolError) or DeadlineError.
+    """
+
+    def __init__(self, socket_path: str | Path, name: str, deadline_s: float = 5.0) -> None:
+        self._path = Path(socket_path)
+        self._deadline_s = deadline_s
+        self._lock = threading.Lock()
+        self._devices: dict[str, DeviceHandle] = {}
+        self._sock: socket.socket | None = self._connect()
+        self._limit_s = 0.0  # the instant at which the running call must have ended
+        try:
+            greeting = self.call({"op": "hello", "name": name})
+        except BaseException:
+            self.close()
+            raise
+        self.node = str(greeting.get("node", ""))
+        self.device_ids = tuple(str(device) for device in greeting.get("devices", ()))
+
+    # Pages.
+
+    def device(self, device_id: str) -> DeviceHandle:
+        """The right to map a device's pages; the same handle at every call."""
+        with self._exclusive():
+            if device_id not in self._devices:
+                reply, fds = self._exchange({"op": "device", "device": device_id})
+                self._devices[device_id] = DeviceHandle(
+                    device_id,
+                    fds[0],
+                    int(reply["page_bytes"]),
+                    int(reply["page_count"]),
+                    str(reply["page_kind"]),
+                )
+            return self._devices[device_id]
+
+    def reserve(self, device: str, pages: int, owner: str) -> Reservation:
+        """Promise `pages` pages of a device to an owner such as "chat/experts"."""
+        reply = self.call({"op": "reserve", "device": device, "pages": pages, "owner": owner})
+        return Reservation(self, device, int(reply["reservation"]), _expand(reply["pages"]))
+
+    def free(
+        self,
+        device: str,
+        pages: Sequence[int],
+        owner: str,
+        *,
+        drop_layouts: Sequence[str] = (),
+        layouts: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Return an owner's pages, and in the same instant drop and put layouts; all or nothing."""
+        request = {"op": "free", "device": device, "pages": _runs(pages), "owner": owner}
+        self.call({**request, "drop_layouts": list(drop_layouts), "layouts": dict(layouts or {})})
+
+    def rename_owner(self, device: str, pages: Sequence[int], old: str, new: str) -> None:
+        """Hand pages from one owner to another."""
+        request = {"op": "rename_owner", "device": device, "pages": _runs(pages)}
+        self.call({**request, "old": old, "new": new})
+
+    def pages_of(self, device: str, owner: str) -> tuple[int, ...]:
+        """The committed pages of an owner, ascending: what its replacement adopts."""
+        return _expand(self.call({"op": "pages_of", "device": device, "owner": owner})["pages"])
+
+    def trim(self, device: str) -> int:
+        """Give the memory behind free pages back to the machine; returns bytes.
+
+        The pool keeps pages touched otherwise, because the first touch is the dearest step of all.
+        """
+        return int(self.call({"op": "trim", "device": device})["bytes"])
+
+    # Layouts.
+
+    def put_layout(self, name: str, layout: Mapping[str, Any]) -> None:
+        """Keep plain data under a name, replacing what was there."""
+        self.call({"op": "put_layout", "layouts": {name: dict(layout)}})
+
+    def get_layout(self, name: str) -> dict[str, Any] | None:
+        """The data under a name, or None."""
+        layout = self.call({"op": "get_layout", "name": name})["layout"]
+        return dict(layout) if layout is not None else None
+
+    def drop_layout(self, name: str) -> None:
+        """Forget a name; nothing happens when it is unknown."""
+        self.call({"op": "drop_layout", "name": name})
+
+    def layouts(self, prefix: str = "") -> list[str]:
+        """Names that start with `prefix`, sorted."""
+        return list(self.call({"op": "layouts", "prefix": prefix})["names"])
+
+    # Channels.
+
+    def channel(self, name: str, ranks: int, bytes_per_rank: int) -> ChannelHandle:
+        """The channel of that name, made on the first call; everyone gets the same memory."""
+        request = {"op": "channel", "name": name, "ranks": ranks, "bytes_per_rank": bytes_per_rank}
+        with self._exclusive():
+            reply, fds = self._exchange(request)
+        rows = [fds[1 + row * ranks : 1 + (row + 1) * ranks] for row in range(ranks)]
+        return ChannelHandle(name, fds[0], int(reply["bytes"]), rows)
+
+    def drop_channel(self, name: str) -> None:
+        """Forget a channel; those who hold it keep their descriptors."""
+        self.call({"op": "drop_channel", "name": name})
+
+    # The whole.
+
+    def usage(self) -> list[dict[str, Any]]:
+        """Per device: device, page_bytes, page_kind, total, free, reserved, used {owner: pages}."""
+        return list(self.call({"op": "usage"})["usage"])
+
+    def check(self) -> None:
+        """Raise InvariantError unless every page of every device is in exactly one state."""
+        self.call({"op": "check"})
+
+    def close(self) -> None:
+        """End the connection: open reservations are forfeited. Mappings and tensors stay valid."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
+        for handle in self._devices.values():
+            os.close(handle.fd)
+        self._devices.clear()
+
+    def __enter__(self) -> "HmmClient":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def call(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One request and its reply, for operations without descriptors."""
+        with self._exclusive():
+            reply, fds = self._exchange(request)
+        for fd in fds:
+            os.close(fd)
+        return reply
+
+    # Parts.
+
+    def _connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(self._deadline_s)
+        limit_s = time.monotonic() + self._deadline_s
+        while True:
+            try:
+                with short_socket_path(self._path) as name:
+                    sock.connect(name)
+                return sock
+            except OSError as error:
+                # A full queue of connections is EAGAIN at once for a socket with a timeout.
+                if isinstance(error, BlockingIOError) and time.monotonic() < limit_s:
+                    time.sleep(CONNECT_RETRY_S)
+                    continue
+                sock.close()
+                raise MemoryPoolError(
+                    f"no HMM answers at {self._path}: {error}",
+                    next_step="is the node's agent running? `moectl status` shows it",
+                ) from error
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """One call at a time. A broken stream closes the connection: replies would be mistaken."""
+        if not self._lock.acquire(timeout=self._deadline_s):
+            raise DeadlineError(f"the HMM connection was busy for {self._deadline_s} s")
+        self._limit_s = time.monotonic() + self._deadline_s
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _exchange(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        frame = wire.pack(request)
+        try:
+            self._socket().sendall(frame)
+            header = self._receive(wire.HEADER.size)
+            length = wire.checked_length(header, wire.FRAME_BYTES_MAX)
+            reply = wire.unpack(self._receive(length))
+            fds = self._receive_fds(int(reply.get("fds", 0)))
+        except TimeoutError as error:
+            self._break()
+            raise DeadlineError(
+                f"the HMM at {self._path} did not answer {request['op']} in {self._deadline_s} s"
+            ) from error
+        except (OSError, ProtocolError, ValueError, TypeError) as error:
+            self._break()
+            raise MemoryPoolError(
+                f"lost the HMM at {self._path} during {request['op']}: {error}",
+                next_step="pages that are mapped stay usable; connect again when it is back",
+            ) from error
+        if not reply.get("ok"):
+            raise_error(reply.get("error"))
+        return reply, fds
+
+    def _receive(self, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            piece = self._socket().recv(count - len(data))
+            if not piece:
+                raise ConnectionResetError("it closed the connection")
+            data += piece
+        return bytes(data)
+
+    def _receive_fds(self, count: int) -> list[int]:
+        fds: list[int] = []
+        try:
+            while len(fds) < count:
+                mark, received, flags, _ = socket.recv_fds(self._socket(), 1, wire.FDS_PER_MESSAGE)
+                fds += received
+                if mark != b"F" or flags & socket.MSG_CTRUNC or not received:
+                    raise ConnectionResetError("descriptors did not arrive (out of descriptors?)")
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return fds
+
+    def _socket(self) -> socket.socket:
+        if self._sock is None:
+            raise ConnectionResetError("this client is closed")
+        left_s = self._limit_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left_s)
+        return self._sock
+
+    def _break(self) -> None:
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
+
+
+def _runs(pages: Sequence[int]) -> list[list[int]]:
+    return [[run.first, run.count] for run in coalesce(tuple(pages))]
+
+
+def _expand(runs: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return expand([PageRun(int(first), int(count)) for first, count in runs])
