@@ -1,7 +1,7 @@
 """The text that the demo model learns from: Python's own standard library, found on every machine.
 
-Pure reading: nothing is downloaded, nothing is written. The order of files is sorted by path, so the
-corpus is a function of the Python version alone (which `docs/demo-model.md` records).
+Pure reading: nothing is downloaded, nothing is written. The order of files is sorted by path, so
+the corpus is a function of the Python version alone (which `docs/demo-model.md` records).
 """
 
 import sysconfig
@@ -9,7 +9,16 @@ from pathlib import Path
 
 # Folders that are not the library's own prose: tests, generated tables and bundled wheels.
 EXCLUDED = frozenset(
-    {"test", "tests", "idle_test", "site-packages", "lib2to3", "__pycache__", "ensurepip", "encodings"}
+    {
+        "test",
+        "tests",
+        "idle_test",
+        "site-packages",
+        "lib2to3",
+        "__pycache__",
+        "ensurepip",
+        "encodings",
+    }
 )
 FILE_BYTES_MAX = 400_000  # larger files of the library are generated tables
 

@@ -1,8 +1,8 @@
 """Train the demo model: a Qwen3-MoE language model on Python's standard library.
 
 One deterministic pass from a seed: `moectl model train --seed S --steps N OUT`. The loss curve is
-written beside the weights as `training.json`, so that the docs quote the run and not a memory of it.
-Resumable: a checkpoint is kept every `CHECKPOINT_STEPS` steps until the run is complete.
+written beside the weights as `training.json`, so that the docs quote the run and not a memory of
+it. Resumable: a checkpoint is kept every `CHECKPOINT_STEPS` steps until the run is complete.
 """
 
 import json
@@ -63,7 +63,7 @@ def model_config(options: TrainOptions) -> Any:
         mlp_only_layers=[],
         max_position_embeddings=options.context_tokens,
         tie_word_embeddings=True,
-        router_aux_loss_coef=options.router_aux_weight,
+        router_aux_loss_coef=0.0,  # balanced layer by layer instead, see `balance_loss`
         output_router_logits=False,
         bos_token_id=0,
         eos_token_id=0,
@@ -102,6 +102,23 @@ def batch_at(step: int, tokens: Any, options: TrainOptions) -> Any:
     return torch.stack(rows).long()
 
 
+def balance_loss(router_logits: Any, experts_per_token: int) -> Any:
+    """How unevenly each layer uses its experts: 1.0 when even, averaged over layers.
+
+    The library's own loss pools all layers, so that one layer may starve an expert that another one
+    favours; here every layer answers for itself. Shapes: router_logits L x [N, E].
+    """
+    import torch
+
+    losses = []
+    for logits_NE in router_logits:
+        share_NE = torch.softmax(logits_NE.float(), dim=-1)
+        top_NK = share_NE.topk(experts_per_token, dim=-1).indices
+        used_E = torch.zeros_like(share_NE).scatter_(1, top_NK, 1.0).mean(0) / experts_per_token
+        losses.append((used_E * share_NE.mean(0)).sum() * share_NE.shape[1])
+    return torch.stack(losses).mean()
+
+
 def evaluate(model: Any, tokens: Any, options: TrainOptions) -> float:
     """Mean loss in nats per token on text that was never trained on."""
     import torch
@@ -116,7 +133,9 @@ def evaluate(model: Any, tokens: Any, options: TrainOptions) -> float:
     return sum(losses) / len(losses)
 
 
-def train(out: Path, options: TrainOptions, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def train(
+    out: Path, options: TrainOptions, report: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Train and save a model into the folder `out`; returns what `training.json` holds.
 
     `report` is called with {"step", "steps", "loss", "tokens_per_s"} every few steps.
@@ -146,7 +165,12 @@ def train(out: Path, options: TrainOptions, report: Callable[[dict[str, Any]], N
 
 
 def _optimise(
-    model: Any, optimizer: Any, train_N: Any, held_N: Any, options: TrainOptions, out: Path,
+    model: Any,
+    optimizer: Any,
+    train_N: Any,
+    held_N: Any,
+    options: TrainOptions,
+    out: Path,
     report: Callable[[dict[str, Any]], None],
 ) -> list[dict[str, float]]:
     import torch
@@ -158,15 +182,24 @@ def _optimise(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, options)
         ids_BS = batch_at(step, train_N, options)
-        loss = model(input_ids=ids_BS, labels=ids_BS, output_router_logits=True).loss
+        output = model(input_ids=ids_BS, labels=ids_BS, output_router_logits=True)
+        loss = output.loss
+        balance = balance_loss(output.router_logits, options.experts_per_token)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + options.router_aux_weight * balance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 20 == 0:
             done = (step + 1 - first) * ids_BS.numel()
             rate = done / (time.monotonic() - began)
-            report({"step": step + 1, "steps": options.steps, "loss": loss.item(), "tokens_per_s": rate})
+            report(
+                {
+                    "step": step + 1,
+                    "steps": options.steps,
+                    "loss": loss.item(),
+                    "tokens_per_s": rate,
+                }
+            )
         if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == options.steps:
             held = evaluate(model, held_N, options)
             curve.append({"step": step + 1, "train_loss": loss.item(), "held_out_loss": held})
@@ -175,7 +208,9 @@ def _optimise(
     return curve
 
 
-def _checkpoint(model: Any, optimizer: Any, path: Path, step: int, curve: list[dict[str, float]]) -> None:
+def _checkpoint(
+    model: Any, optimizer: Any, path: Path, step: int, curve: list[dict[str, float]]
+) -> None:
     """Weights and AdamW moments as safetensors: no pickle on disk."""
     from safetensors.torch import save_file
 
@@ -208,7 +243,9 @@ def _resume(model: Any, optimizer: Any, path: Path) -> tuple[int, list[dict[str,
     return int(meta["step"]), json.loads(meta["curve"])
 
 
-def _save(model: Any, tokenizer: Any, out: Path, options: TrainOptions, record: dict[str, Any]) -> None:
+def _save(
+    model: Any, tokenizer: Any, out: Path, options: TrainOptions, record: dict[str, Any]
+) -> None:
     import torch
 
     model.to(torch.bfloat16).save_pretrained(out)

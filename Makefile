@@ -1,0 +1,48 @@
+# All a newcomer needs: `make demo` and `make test`. `make help` lists the targets.
+# Only Python 3.11 or newer is expected on the machine; everything else is installed into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench gpu clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(STAMP)  ## make .venv with moectl and its tools in it
+	@echo "ready: $(BIN)/moectl --help"
+
+$(STAMP): pyproject.toml setup.py $(wildcard kernels/*.c kernels/*.h)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "moectl needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@echo "installing into .venv: a minute or two"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP)
+
+demo: setup  ## up, serve, scale 2-4-3-2 live, kill a worker, heal, down
+	$(BIN)/moectl demo $(ARGS)
+
+test: setup  ## the default suite: no GPU, no network
+	$(BIN)/pytest $(ARGS)
+
+lint: setup  ## style, format and types
+	mkdir -p .typing && ln -sfn .. .typing/moectl
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## figures of the main job, as JSON
+	$(BIN)/moectl demo -o json $(ARGS)
+
+gpu:  ## tests on a GPU machine with torch, triton, transformers and pytest; installs nothing
+	mkdir -p .typing && ln -sfn .. .typing/moectl
+	PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.typing $(PYTHON) -m pytest tests/gpu \
+	  -c tests/gpu/bare.ini --rootdir . -m gpu -p no:cacheprovider $(ARGS)
+
+clean:  ## remove what make and the tools made, .venv too
+	rm -rf .venv .typing build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f kernels/*.so snapshot_report.html
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,184 @@
+"""Which helper processes does a node have, and how are they started or found again?
+
+The HMM owns the pages, the fork server makes workers, the store lets process groups meet. Each is
+written down in `run/` and outlives the agent: a new agent adopts what still runs. Nothing is ever
+found or ended by name.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..core.errors import DeadlineError, MoectlError
+from ..core.paths import (
+    INSTANCE_VARIABLE,
+    NodeHome,
+    ProcessId,
+    end_process,
+    is_alive,
+    process_id,
+    read_run_file,
+    remove_run_file,
+    write_run_file,
+)
+from .config import AgentConfig
+from .launch import client as launch_client
+from .launch.client import ForkServerClient
+
+log = logging.getLogger("moectl.agent.children")
+
+HMM = "hmm"
+FORK_SERVER = "forkserver"
+STORE = "store"
+
+READY_S = 120.0  # the first import of torch from a cold disk takes half a minute
+END_S = 3.0  # SIGTERM to SIGKILL; all of them end in milliseconds
+
+
+class Children:
+    """The HMM, fork server and store of one node."""
+
+    def __init__(self, config: AgentConfig, home: NodeHome) -> None:
+        self.fork_server = ForkServerClient(home.fork_socket)
+        self.store_address = ""
+        self._config = config
+        self._home = home
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
+
+    async def ensure(self) -> None:
+        """Adopt or start all of them; raises MoectlError naming the log of the one that failed."""
+        await asyncio.gather(
+            self._ensure(HMM, self._hmm_argv), self._ensure(FORK_SERVER, self._fork_argv)
+        )
+        await self.ensure_store()
+
+    async def ensure_store(self) -> bool:
+        """Adopt or start the store; True when it is a new one."""
+        run = read_run_file(self._home.run_dir, STORE)
+        if run is not None and is_alive(run.process) and run.argv:
+            self.store_address = run.argv[0]
+            return False
+        host = self._config.node.address
+        pid, port = await self.fork_server.spawn_store(host)
+        process = process_id(pid)
+        if process is None:
+            raise MoectlError(f"the store of node {self._config.node.name} died at once")
+        self.store_address = f"{host}:{port}"
+        write_run_file(self._home.run_dir, STORE, process, (self.store_address,))
+        return True
+
+    def process(self, role: str) -> ProcessId | None:
+        """The process of a role as written down, alive or not."""
+        run = read_run_file(self._home.run_dir, role)
+        return None if run is None else run.process
+
+    def is_running(self, role: str) -> bool:
+        """Whether the process of a role is alive."""
+        started = self._started.get(role)
+        if started is not None:
+            started.poll()  # reaps it when it is over
+        process = self.process(role)
+        return process is not None and is_alive(process)
+
+    async def restart(self, role: str) -> None:
+        """Start a role whose process is gone."""
+        await self._ensure(role, self._hmm_argv if role == HMM else self._fork_argv)
+
+    async def stop_all(self) -> None:
+        """End store, fork server and HMM, in this order."""
+        await self.fork_server.close()
+        for role in (STORE, FORK_SERVER, HMM):
+            process = self.process(role)
+            if process is not None:
+                await asyncio.to_thread(end_process, process, END_S)
+                remove_run_file(self._home.run_dir, role)
+            started = self._started.pop(role, None)
+            if started is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    await asyncio.to_thread(started.wait, END_S)
+
+    async def _ensure(self, role: str, argv_of: Callable[[int], list[str]]) -> None:
+        if self.is_running(role):
+            log.info("adopted %s pid %d", role, self._pid(role))
+            return
+        reading, writing = os.pipe()
+        try:
+            argv = argv_of(writing)
+            child = await asyncio.to_thread(self._start, role, argv, writing)
+        finally:
+            os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            await _until_ready(child, pipe.fileno(), self._home.log_file(role))
+        log.info("started %s pid %d", role, child.pid)
+
+    def _start(self, role: str, argv: Sequence[str], ready_fd: int) -> subprocess.Popen[bytes]:
+        environment = dict(os.environ)
+        if self._config.instance:
+            environment[INSTANCE_VARIABLE] = self._config.instance
+        path = self._home.log_file(role)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "ab") as output:
+            child = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                pass_fds=(ready_fd,),
+                start_new_session=True,
+            )
+        self._started[role] = child
+        process = process_id(child.pid)
+        if process is not None:
+            write_run_file(self._home.run_dir, role, process, argv)
+        return child
+
+    def _hmm_argv(self, ready_fd: int) -> list[str]:
+        devices = [
+            {"id": d.id, "hbm_bytes": d.hbm_bytes, "page_bytes": d.page_bytes}
+            for d in self._config.node.devices
+        ]
+        options = ["--socket", str(self._home.hmm_socket), "--node", self._config.node.name]
+        options += ["--devices", json.dumps(devices), "--ready-fd", str(ready_fd)]
+        return [sys.executable, "-P", "-m", "moectl.memory.hmm.server", *options]
+
+    def _fork_argv(self, ready_fd: int) -> list[str]:
+        return launch_client.argv(self._home.fork_socket, ready_fd)
+
+    def _pid(self, role: str) -> int:
+        process = self.process(role)
+        return -1 if process is None else process.pid
+
+
+async def _until_ready(child: subprocess.Popen[bytes], fd: int, log_path: Path) -> None:
+    """Wait until the child writes to its pipe; raises MoectlError when it does not."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(fd, readable.set)
+    end_s = time.monotonic() + READY_S
+    try:
+        async with asyncio.timeout(READY_S):
+            await readable.wait()
+    except TimeoutError as error:
+        child.kill()
+        raise DeadlineError(
+            f"process {child.pid} was not ready within {READY_S:g} s", next_step=f"read {log_path}"
+        ) from error
+    finally:
+        loop.remove_reader(fd)
+    if os.read(fd, 64):
+        return
+    # The pipe's other end is closed without a word: it died.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        await asyncio.to_thread(child.wait, max(0.1, min(5.0, end_s - time.monotonic())))
+    raise MoectlError(
+        f"process {child.pid} ended with {child.returncode} while it started",
+        next_step=f"read {log_path}",
+    )

@@ -1,0 +1,110 @@
+"""What does every part of a worker need to know, and never changes while it lives?
+
+The orders it was started with, the sizes of its model and its device, and how it reaches the HMM.
+Plain data; opens nothing but HMM connections when asked to.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...core.errors import CheckpointError, WorkerError
+from ...core.plan import DeviceId
+from ...memory.hmm.client import HmmClient
+from ...memory.layout import ExpertShape, SharedLayout
+from ..launch.orders import WorkerLaunch
+from .model import ModelShape, model_shape, shared_tensor_specs
+from .release import owner_label
+from .schedule import Limits
+
+#: A queue of four times the running requests: enough to never idle, short enough that a client
+#: hears "full" before it would time out. The contract of the data protocol.
+QUEUE_FACTOR = 4
+
+#: Deadline of one HMM call. Its answers take microseconds; a machine that swaps takes seconds.
+HMM_DEADLINE_S = 10.0
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """A worker's fixed surroundings."""
+
+    launch: WorkerLaunch
+    template: Any  # the model without weights, see template.py
+    shape: ModelShape
+    dtype: torch.dtype  # of weights, activations and KV
+    limits: Limits
+    kv_bytes: int
+
+    @classmethod
+    def build(cls, launch: WorkerLaunch, template: Any) -> "WorkerContext":
+        """From orders and a template. Raises WorkerError when the spec lacks a field."""
+        shape = model_shape(template)
+        try:
+            engine, kv_bytes = (
+                launch.model_spec["engine"],
+                launch.model_spec["memory"]["kvPerDevice"],
+            )
+            limits = Limits(
+                max_batch_tokens=int(engine["maxBatchTokens"]),
+                max_requests=int(engine["maxRequests"]),
+                prefill_chunk=int(engine["prefillChunk"]),
+                block_tokens=int(engine["kvBlockTokens"]),
+                max_context=min(
+                    engine.get("maxContext") or shape.context_tokens, shape.context_tokens
+                ),
+                max_queued=int(engine["maxRequests"]) * QUEUE_FACTOR,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise WorkerError(f"model {launch.model}: its spec lacks {error}") from error
+        return cls(launch, template, shape, template.dtype, limits, int(kv_bytes))
+
+    @property
+    def device(self) -> DeviceId:
+        """The device that this worker fills."""
+        return DeviceId(self.launch.node, self.launch.device)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of activations."""
+        return self.shape.hidden * self.dtype.itemsize
+
+    @property
+    def dtype_name(self) -> str:
+        """torch's name of the dtype, as layouts write it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def expert_shape(self) -> ExpertShape:
+        """What one slot holds."""
+        return ExpertShape(self.shape.hidden, self.shape.inner, self.dtype_name)
+
+    def owner(self, part: str) -> str:
+        """The HMM's owner label of this model's "shared", "experts" or "kv" pages."""
+        return owner_label(self.launch.model, part)
+
+    def connect(self, purpose: str) -> HmmClient:
+        """A connection of its own to the node's HMM: what it reserves dies with it."""
+        name = f"{self.launch.model}@{self.device} {purpose}"[:200]
+        return HmmClient(self.launch.hmm_socket, name, HMM_DEADLINE_S)
+
+    def shared_layout(self) -> SharedLayout:
+        """Where the weights that are no routed experts stand; the same on every rank."""
+        specs = shared_tensor_specs(self.template)
+        return SharedLayout.pack((name, dims, self.dtype_name) for name, dims in specs.items())
+
+    def kv_block_bytes(self) -> int:
+        """Bytes of one KV block."""
+        return torch.Size(self.shape.kv_block_shape(self.limits.block_tokens)).numel() * (
+            self.dtype.itemsize
+        )
+
+    def check_layout(self, layout: SharedLayout) -> None:
+        """Raise CheckpointError unless a stored layout is of this model."""
+        if layout.places != self.shared_layout().places:
+            raise CheckpointError(
+                f"the weights that the HMM holds for {self.launch.model} on {self.device} are not "
+                "those of this model",
+                next_step="delete the model and apply it again, or give it another name",
+            )

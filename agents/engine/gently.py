@@ -1,0 +1,104 @@
+"""How is heavy work done beside a serving engine without slowing it? On throw-away threads that only
+run when a core is idle, until that takes too long.
+
+A runner takes pieces from one iterator, so that a second runner at normal priority can join when
+the first gets no time: a thread without privileges cannot leave SCHED_IDLE, but nobody has to wait
+for it once its piece is done. The engine's thread never runs a piece.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from ...core.errors import DeadlineError
+
+Piece = Callable[[], None]
+
+#: Idle priority is left when the pieces are not done by then. Chosen: well above what they take on
+#: a machine with free cores, well below any phase deadline.
+ESCALATE_S = 2.0
+
+
+def run_gently(work: "Work", deadline_s: float, escalate_s: float = ESCALATE_S) -> None:
+    """Run every piece, in order, at idle priority first and at normal priority after `escalate_s`.
+
+    Raises the first piece's error, or DeadlineError; then nothing of the work runs any more.
+    """
+    work.start(is_idle=escalate_s > 0)
+    if not work.wait(min(escalate_s, deadline_s)):
+        work.hurry()
+        if not work.wait(deadline_s - escalate_s):
+            work.cancel()
+            work.wait_quiet()
+            raise DeadlineError(f"preparing did not end within {deadline_s:.1f} s")
+    work.wait_quiet()
+    work.raise_error()
+
+
+class Work:
+    """Pieces shared by runners; at most one runs at a time, so pieces need no locks."""
+
+    def __init__(self, pieces: Iterable[Piece]) -> None:
+        self._pieces: Iterator[Piece] = iter(pieces)
+        self._turn = threading.Lock()
+        self._done = threading.Event()
+        self._error: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+
+    def start(self, is_idle: bool) -> None:
+        """Add a runner."""
+        thread = threading.Thread(target=self._run, args=(is_idle,), name="prepare", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def hurry(self) -> None:
+        """Go on at normal priority: lift the runners where that is allowed, and add one that is."""
+        for thread in self._threads:
+            with contextlib.suppress(OSError):  # needs a right that users often lack; or it ended
+                os.sched_setscheduler(thread.native_id or 0, os.SCHED_OTHER, os.sched_param(0))
+        self.start(is_idle=False)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether all pieces are done (or one failed) within the time."""
+        return self._done.wait(max(timeout_s, 0.0))
+
+    def cancel(self) -> None:
+        """No further piece is started."""
+        self._done.set()
+
+    def wait_quiet(self) -> None:
+        """Wait until no runner touches anything any more: at most the piece in progress."""
+        for thread in self._threads:
+            thread.join()
+
+    def raise_error(self) -> None:
+        """Raise what a piece raised."""
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, is_idle: bool) -> None:
+        if is_idle:
+            become_idle()
+        while not self._done.is_set():
+            with self._turn:
+                if self._done.is_set():
+                    return
+                try:
+                    piece = next(self._pieces, None)
+                    if piece is None:
+                        self._done.set()
+                        return
+                    piece()
+                except BaseException as error:  # handed to whoever waits
+                    self._error = error
+                    self._done.set()
+            time.sleep(0)  # lets another runner have the next turn
+
+
+def become_idle() -> None:
+    """Make this thread run only when a core has nothing else; threads it starts are normal ones."""
+    with contextlib.suppress(OSError):
+        policy = os.SCHED_IDLE | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(0))

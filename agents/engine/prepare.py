@@ -1,0 +1,361 @@
+"""How does a worker get ready for the next epoch while the present one serves?
+
+A `Preparation` is one transition at one device: its group, its expert window and, where the worker
+joins, its shared weights and KV. Everything is reserved on a connection of its own to the HMM, so
+that a forfeit, or the death of this process, gives all of it back. `commit_pages` makes it lasting;
+the engine then takes `epoch`.
+
+Threads: `run` is called on a helper thread; groups meet on threads of their own (mostly waiting),
+heavy work runs gently; `cancel` may come from any thread.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from ...core.errors import MoectlError, WorkerError
+from ...core.plan import Part, Placement, Step
+from ...core.records import TransitionRecord
+from ...memory.hmm.client import HmmClient
+from ...memory.layout import experts_name
+from ...memory.window import Window
+from . import transfer as transfers
+from .attach import Attachment
+from .comm.base import Exchange
+from .comm.gloo import abandon_meeting
+from .comm.group import GroupPlan, form
+from .context import WorkerContext
+from .dispatch import DistributedMoe, exchange_bytes_max
+from .engine import Engine
+from .gently import ESCALATE_S, Piece, Work, run_gently
+from .shadow import Shadow
+from .sources import Sources
+from .transfer import Transfer
+
+T = TypeVar("T")
+
+#: The least time a preparation gets, when clocks disagree about the record's deadline.
+DEADLINE_S_MIN = 5.0
+
+
+@dataclass
+class Epoch:
+    """What the engine's thread needs to serve an epoch. `engine` is set where the worker joins."""
+
+    number: int
+    operation_id: str
+    placement: Placement
+    rank: int
+    exchange: Exchange
+    moe: DistributedMoe
+    engine: Engine | None
+    _sent_across: int = 0
+
+    def sent_across(self) -> bool:
+        """Whether rows went to another node since the last call."""
+        node = self.placement.ranks[self.rank].node
+        far = [rank for rank, device in enumerate(self.placement.ranks) if device.node != node]
+        before, self._sent_across = self._sent_across, int(self.moe.rows_sent[far].sum())
+        return self._sent_across > before
+
+
+class Preparation:
+    """One transition at this device."""
+
+    def __init__(self, context: WorkerContext, record: TransitionRecord, is_attached: bool) -> None:
+        self.context, self.record = context, record
+        self.rank = record.new.rank_of(context.device)
+        self.epoch: Epoch | None = None  # None for a device that leaves
+        self.figures: dict[str, float] = {}
+        self.shadow: Shadow | None = None
+        self.attachment: Attachment | None = None
+        self.hmm: HmmClient | None = None
+        self._is_attached = is_attached
+        self._group = self._group_plan() if self.rank is not None else None
+        self._exchange: Exchange | None = None
+        self._transfer: Transfer | None = None
+        self._sources: Sources | None = None
+        self._sending: list[Window] = []
+        self._work: Work | None = None
+        self._cancelled = threading.Event()
+        self._quiet = threading.Event()  # set while nothing of `run` is going on
+        self._quiet.set()
+        self._is_closed = False
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether a forfeit has been asked for."""
+        return self._cancelled.is_set()
+
+    def run(self) -> None:
+        """Prepare; afterwards `epoch` and `figures` are set. Raises MoectlError; then forfeit it."""
+        self._quiet.clear()
+        try:
+            self._run()
+        finally:
+            self._quiet.set()
+
+    def cancel(self) -> None:
+        """Make `run` end soon with an error; harmless when it has ended."""
+        self._cancelled.set()
+        if self._work is not None:
+            self._work.cancel()
+        if self._transfer is not None:
+            self._transfer.abort("forfeited")
+        if not self._quiet.is_set() and self.record.store_address:
+            abandon_meeting(self.record.store_address)
+
+    def commit_pages(self) -> None:
+        """Make reserved pages this model's, each in the same instant as the layout naming them.
+
+        Raises MoectlError when the HMM is gone; the mapped pages can be served from all the same.
+        """
+        if self.hmm is None or self.shadow is None:
+            return
+        launch = self.context.launch
+        if self.attachment is not None:
+            for reservation, named in self.attachment.reservations:
+                reservation.commit(named)
+        name = experts_name(launch.model, launch.device, self.record.new.epoch)
+        layouts = {name: self.shadow.layout.to_json()}
+        if self.shadow.reservation is not None:
+            self.shadow.reservation.commit(layouts)
+        else:
+            self.hmm.put_layout(name, layouts[name])
+
+    def forget_meeting(self) -> None:
+        """All ranks have met: nothing but the descriptors is needed any more."""
+        if self._transfer is not None:
+            self._transfer.close()
+        if self.hmm is not None and self._group is not None:
+            self.hmm.drop_channel(self._group.channel_name)
+
+    def forfeit(self) -> None:
+        """Give everything back; idempotent. Waits for a running `run` to end."""
+        self.cancel()
+        self._quiet.wait()
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._exchange is not None:
+            self._exchange.close()
+        try:
+            self.forget_meeting()
+        except MoectlError:  # the HMM is gone, and the channel with it
+            pass
+        self.close_windows()
+
+    def close_windows(self) -> None:
+        """Unmap, and end the HMM connection: what was not committed is free again."""
+        for part in (self.shadow, self.attachment):
+            if part is not None:
+                part.close()
+        if self.hmm is not None:
+            self.hmm.close()
+
+    # ---- inside run ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        started = time.monotonic()
+        deadline_s = max(self.record.deadline_at - time.time(), DEADLINE_S_MIN)
+        until = started + deadline_s
+        self.hmm = self.context.connect(f"epoch {self.record.new.epoch}")
+        self._sources = Sources(self.context, self.hmm, self.record)
+        group = self._meet(lambda: self._form_group(deadline_s))
+        transfer = self._meet(lambda: self._join_transfer(deadline_s))
+        try:
+            self._reserve()
+            self._work = Work(self._pieces(transfer))
+            if self.is_cancelled:
+                self._work.cancel()
+            # Nobody serves yet at a creation: no reason to be gentle.
+            escalate_s = ESCALATE_S if self.record.old is not None else 0.0
+            run_gently(self._work, until - time.monotonic(), escalate_s)
+            copied = time.monotonic()
+            self._check_cancelled()
+            self._exchange = group.result(max(until - time.monotonic(), 0.1))
+            self._check_cancelled()
+            self._make_epoch()
+        except TimeoutError as error:
+            raise WorkerError("the next epoch's group did not form in time") from error
+        finally:
+            self._settle(group, transfer)
+        self._note_figures(started, copied)
+
+    def _meet(self, form_it: Callable[[], T]) -> "Future[T]":
+        """Form a group on a thread of its own: mostly waiting, and gloo's threads inherit from it."""
+        future: Future[T] = Future()
+
+        def meet() -> None:
+            try:
+                future.set_result(form_it())
+            except BaseException as error:  # handed to whoever waits for the group
+                future.set_exception(error)
+
+        threading.Thread(target=meet, name="meet", daemon=True).start()
+        return future
+
+    def _settle(self, group: "Future[Any]", transfer: "Future[Any]") -> None:
+        """Wait for the meetings, so that what they made is known to `forfeit`."""
+        if not group.done() or not transfer.done():
+            abandon_meeting(self.record.store_address)
+        for future in (group, transfer):
+            future.exception()
+        if self._exchange is None and group.exception() is None:
+            self._exchange = group.result()
+        if self._transfer is None and transfer.exception() is None:
+            self._transfer = transfer.result()
+        if self._sources is not None:
+            self._sources.close()
+        for window in self._sending:
+            window.close()
+        self._sending.clear()
+
+    def _group_plan(self) -> GroupPlan:
+        assert self.rank is not None
+        context, new = self.context, self.record.new
+        payload = exchange_bytes_max(
+            context.limits.max_batch_tokens,
+            new.width,
+            context.shape.experts_per_token,
+            context.row_bytes,
+        )
+        return GroupPlan(
+            self.record.operation_id,
+            new,
+            self.rank,
+            payload,
+            self.record.store_address,
+            context.launch.node_address,
+            max(self.record.deadline_at - time.time(), DEADLINE_S_MIN),
+        )
+
+    def _form_group(self, deadline_s: float) -> Exchange | None:
+        if self._group is None:
+            return None
+        assert self.hmm is not None
+        return form(self._group, self.hmm)
+
+    def _join_transfer(self, deadline_s: float) -> Transfer | None:
+        if self.context.device not in transfers.members(self.record.steps):
+            return None
+        return Transfer.join(
+            self.record.store_address,
+            f"{self.record.operation_id}/transfer",
+            self.context.device,
+            self.record.steps,
+            self.context.launch.node_address,
+            deadline_s,
+        )
+
+    def _reserve(self) -> None:
+        if self.rank is None:
+            return
+        assert self.hmm is not None and self._sources is not None
+        if not self._is_attached:
+            self.attachment = Attachment(self.context, self.hmm)
+        old = self._sources.experts_on(self.context.device)
+        self.shadow = Shadow(self.context, self.hmm, self.record.new, self.rank, old)
+
+    def _pieces(self, transfer: "Future[Transfer | None]") -> Iterator[Piece]:
+        assert self._sources is not None
+        if self.attachment is not None:
+            yield from self.attachment.fill_pieces(self._sources)
+        if self.shadow is not None:
+            yield from self.shadow.fill_pieces(self._sources)
+        yield from self._transfer_pieces(transfer)
+        if self.attachment is not None:
+            self.attachment.end_filling()
+            yield from self.attachment.map_pieces()
+        if self.shadow is not None:
+            self.shadow.end_filling()
+            yield from self.shadow.map_pieces()
+
+    def _transfer_pieces(self, transfer: "Future[Transfer | None]") -> Iterator[Piece]:
+        if self.context.device not in transfers.members(self.record.steps):
+            return
+
+        def join() -> None:
+            self._transfer = transfer.result()
+
+        yield join
+        for step in transfers.crossing_steps(self.record.steps):
+            if step.source == self.context.device:
+                yield lambda step=step: self._send(step)  # type: ignore[misc]
+            elif step.target == self.context.device:
+                yield lambda step=step: self._receive(step)  # type: ignore[misc]
+        assert self._transfer is not None
+        yield self._transfer.flush
+
+    def _send(self, step: Step) -> None:
+        assert self._sources is not None and self._transfer is not None and self.hmm is not None
+        window, data = self._sources.outgoing(step, self.hmm)
+        self._sending.append(window)
+        self._transfer.send(data, step.target)
+
+    def _receive(self, step: Step) -> None:
+        assert self._transfer is not None and step.source is not None
+        place = None
+        if step.part is Part.SHARED:
+            place = self.attachment.incoming() if self.attachment is not None else None
+        elif self.shadow is not None:
+            place = self.shadow.incoming((step.layer, step.expert))
+        if place is None:  # it is here already: the sender cannot know, so take it and drop it
+            place = torch.empty(self._bytes_of(step), dtype=torch.uint8)
+        self._transfer.receive(place, step.source)
+
+    def _bytes_of(self, step: Step) -> int:
+        if step.part is Part.SHARED:
+            return self.context.shared_layout().bytes
+        return self.context.expert_shape.bytes
+
+    def _make_epoch(self) -> None:
+        if self.rank is None or self.shadow is None:
+            return
+        assert self._exchange is not None
+        engine = self.attachment.build_engine() if self.attachment is not None else None
+        owner_LE = np.array(
+            [[holders[0] for holders in experts] for experts in self.record.new.owners],
+            dtype=np.int64,
+        )
+        moe = DistributedMoe(self._exchange, self.shadow.slots(), owner_LE)
+        self.epoch = Epoch(
+            self.record.new.epoch,
+            self.record.operation_id,
+            self.record.new,
+            self.rank,
+            self._exchange,
+            moe,
+            engine,
+        )
+
+    def _check_cancelled(self) -> None:
+        if self.is_cancelled:
+            raise WorkerError(f"operation {self.record.operation_id} was forfeited")
+
+    def _note_figures(self, started: float, copied: float) -> None:
+        shape = self.context.expert_shape
+        one = (shape.gate_up_shape[0] + shape.expert_hidden) * shape.hidden
+        missing = len(self.shadow.missing) if self.shadow is not None else 0
+        shared = self.attachment
+        incoming = [
+            step
+            for step in transfers.crossing_steps(self.record.steps)
+            if step.target == self.context.device
+        ]
+        self.figures = {
+            "prepare_s": time.monotonic() - started,
+            "copy_s": copied - started,
+            "bytes_copied": float(missing * one * self.context.dtype.itemsize),
+            "shared_bytes": float(shared.shared.bytes if shared and shared.is_shared_new else 0),
+            "bytes_sent": float(self._transfer.bytes_sent if self._transfer else 0),
+            "steps_cross_node": float(len(incoming)),
+        }
+        if shared is not None:
+            self.figures["kv_blocks"] = float(shared.kv_blocks)

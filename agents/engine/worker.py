@@ -1,0 +1,165 @@
+"""What is a worker? One process, one device, one rank: an engine, its sockets and its transitions.
+
+This file only puts the parts together and takes them apart again:
+
+    main thread    StepLoop        the engine; never waits for anything but its group and its inbox
+    "data"         DataServer      gateways: requests in, tokens out
+    "control"      ControlServer   the agent: status, transitions
+    "lifecycle"    Lifecycle       prepares, commits, retires, forfeits
+    "prepare",     throw-away      copying and mapping at idle priority, groups that meet
+    "meet"
+
+It is forked from the fork server (agents/launch), which gives it a template. It outlives its agent.
+"""
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...core.errors import WorkerError
+from ...core.records import WorkerStats, to_plain
+from ...core.transitions import WorkerState
+from ..launch.orders import WorkerLaunch
+from .context import WorkerContext
+from .control import ControlServer
+from .inbox import Inbox
+from .lifecycle import Lifecycle
+from .model import build_template
+from .request import StepResult
+from .serve import DataServer
+from .steps import Callbacks, LoopState, StepLoop
+
+__all__ = ["Worker", "build_template", "run"]
+
+#: Threads of a worker switch at most this late. Chosen: a tenth of Python's default, since the
+#: engine's thread must get the interpreter back soon after a socket thread took it.
+SWITCH_S = 0.0005
+
+
+class Worker:
+    """The parts of one worker."""
+
+    def __init__(self, launch: WorkerLaunch, template: Any) -> None:
+        self.launch = launch
+        self.context = WorkerContext.build(launch, template)
+        self.inbox = Inbox(self.context.limits.max_queued)
+        secret = _read_secret(launch.secret_file)
+        greeting = {"model": launch.model, "context_tokens": self.context.limits.max_context}
+        self.data = DataServer(launch.data_host, secret, greeting, self.inbox)
+        callbacks = Callbacks(self._publish, self._live, self._broken)
+        self.loop = StepLoop(self.inbox, callbacks)
+        self.control = ControlServer(
+            Path(launch.control_socket), self.loop, self.status, self.stats
+        )
+        self.lifecycle = Lifecycle(self.context, self.loop, self.control.tell)
+
+    def serve(self) -> None:
+        """Serve until stopped."""
+        self.lifecycle.start()
+        self.data.start(self.loop)
+        self.control.start(self.lifecycle)
+        try:
+            self.loop.run()
+        finally:
+            epoch = self.loop.epoch
+            if epoch is not None:
+                epoch.exchange.abort("the rank ends")
+            self.data.close()
+            self.control.close()
+
+    def status(self) -> dict[str, Any]:
+        """The reply to "status"."""
+        epoch = self.loop.epoch
+        import os
+
+        return {
+            "state": str(self._state()),
+            "epoch": self.lifecycle.epoch,
+            "rank": epoch.rank if epoch is not None else -1,
+            "instance": self.launch.instance,
+            "data_address": self.data.address,
+            "pid": os.getpid(),
+            "model": self.launch.model,
+            "device": str(self.context.device),
+            "prepared_operation": self.lifecycle.prepared_operation,
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """The reply to "stats": a WorkerStats as plain data."""
+        counters, engine, epoch = self.loop.counters, self.loop.engine, self.loop.epoch
+        held = engine.stats() if engine is not None else None
+        steps = sorted(counters.step_ms.copy())
+        counts = counters.expert_tokens_LE
+        return to_plain(
+            WorkerStats(
+                model=self.launch.model,
+                rank=epoch.rank if epoch is not None else -1,
+                device=str(self.context.device),
+                epoch=self.lifecycle.epoch,
+                running=held.running if held else 0,
+                waiting=held.waiting if held else 0,
+                tokens_out=counters.tokens_out,
+                tokens_in=counters.tokens_in,
+                steps=counters.steps,
+                step_ms_p50=_percentile(steps, 0.50),
+                step_ms_p99=_percentile(steps, 0.99),
+                kv_blocks_used=held.kv_blocks_used if held else 0,
+                kv_blocks_total=held.kv_blocks_total if held else 0,
+                expert_tokens=tuple(map(tuple, counts.tolist())) if counts is not None else (),
+            )
+        )
+
+    def _state(self) -> WorkerState:
+        match self.loop.state:
+            case LoopState.WAITING:
+                is_ready = bool(self.lifecycle.prepared_operation)
+                return WorkerState.PREPARED if is_ready else WorkerState.STARTING
+            case LoopState.PARKED:
+                return WorkerState.PARKED
+            case LoopState.LEFT:
+                return WorkerState.LEAVING
+            case LoopState.SERVING:
+                return WorkerState.LEAVING if self.loop.is_leaving else WorkerState.SERVING
+
+    def _publish(self, result: StepResult) -> None:
+        self.data.publish(result)
+
+    def _live(self, epoch: Any, figures: dict[str, float]) -> None:
+        self.lifecycle.on_live(epoch, figures)
+
+    def _broken(self, epoch: int, reason: str) -> None:
+        self.lifecycle.on_broken(epoch, reason)
+
+
+def run(launch: WorkerLaunch, template: Any) -> int:
+    """The whole life of a worker process; returns its exit code."""
+    torch.set_num_threads(1)
+    sys.setswitchinterval(SWITCH_S)
+    worker = Worker(launch, template)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.loop.stop())
+    print(
+        f"{time.time():.3f} worker {launch.model} on {worker.context.device} at "
+        f"{worker.data.address}",
+        file=sys.stderr,
+        flush=True,
+    )
+    worker.serve()
+    return 0
+
+
+def _read_secret(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise WorkerError(f"the fleet's secret cannot be read: {error}") from error
+
+
+def _percentile(ascending: list[float], share: float) -> float:
+    if not ascending:
+        return 0.0
+    return ascending[min(int(len(ascending) * share), len(ascending) - 1)]

@@ -1,0 +1,287 @@
+"""How does a worker start in milliseconds? By a fork of a process that has imported everything.
+
+    python -m moectl.agents.launch.forkserver --socket PATH --ready-fd N
+
+It imports torch and transformers, keeps a template (a model without weights) per model folder, and
+forks on request. The rule that makes forking safe: this process has exactly one thread, checked
+before every fork, else it refuses. So there is no store, no log thread, no tensor arithmetic here;
+a TCPStore, which needs a thread, is hosted by a child of its own ("spawn_store").
+
+Requests and replies are frames as the HMM's. Children live on when this process ends.
+
+    {"op":"template","folder"} -> {}                {"op":"spawn","config":{WorkerLaunch}} -> {"pid"}
+    {"op":"spawn_store","host"} -> {"pid","port"}   {"op":"ping"} -> {"pid","children","templates"}
+    {"op":"stop"} -> {} and the end
+"""
+
+import argparse
+import contextlib
+import gc
+import os
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import EngineError, MoectlError, ProtocolError
+from ...memory.hmm import wire
+from ...memory.hmm.server import listening, peer_uid
+from .orders import WorkerLaunch
+
+#: Templates kept at a time. Chosen: models of one node; one template is a few megabytes.
+TEMPLATES_MAX = 16
+#: A child that hosts a store must name its port in this time; binding takes milliseconds.
+STORE_READY_S = 10.0
+
+_QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+RunWorker = Callable[[WorkerLaunch, Any], int]
+BuildTemplate = Callable[[Path], Any]
+
+
+class ForkServer:
+    """One selector, one thread, requests answered where they arrive."""
+
+    def __init__(
+        self, listener: socket.socket, build_template: BuildTemplate, run_worker: RunWorker
+    ) -> None:
+        self._listener = listener
+        self._build_template = build_template
+        self._run_worker = run_worker
+        self._templates: dict[str, Any] = {}
+        self._children: dict[int, str] = {}
+        self._readers: dict[socket.socket, wire.FrameReader] = {}
+        self._selector = selectors.DefaultSelector()
+        self._stopping = False
+        self._woken, self._wake = socket.socketpair()
+        for end in (self._woken, self._wake):
+            end.setblocking(False)
+
+    def serve(self) -> None:
+        """Answer until told to stop."""
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        while not self._stopping:
+            for key, _ in self._selector.select():
+                self._turn(key.fileobj)
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _turn(self, ready: Any) -> None:
+        if ready is self._woken:
+            with contextlib.suppress(BlockingIOError):
+                self._woken.recv(4096)
+            self._reap()
+        elif ready is self._listener:
+            self._accept()
+        else:
+            try:
+                self._read(ready)
+            except (MoectlError, OSError) as error:
+                self._drop(ready, str(error))
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self._listener.accept()
+        except OSError:  # it is gone already
+            return
+        if peer_uid(client) not in (os.getuid(), 0):
+            client.close()
+            return
+        client.settimeout(5.0)  # a client that does not read its reply is dropped
+        self._readers[client] = wire.FrameReader()
+        self._selector.register(client, selectors.EVENT_READ)
+
+    def _read(self, client: socket.socket) -> None:
+        data = client.recv(1 << 16)
+        if not data:
+            self._drop(client, "")
+            return
+        reader = self._readers[client]
+        reader.feed(data)
+        while (request := reader.next()) is not None:
+            client.sendall(wire.pack(self._answer(request)))
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"ok": True, **self._operate(request)}
+        except (MoectlError, OSError) as error:
+            return {"ok": False, "error": str(error), "type": type(error).__name__}
+
+    def _operate(self, request: dict[str, Any]) -> dict[str, Any]:
+        match request.get("op"):
+            case "ping":
+                self._reap()
+                children = {str(pid): what for pid, what in self._children.items()}
+                return {"pid": os.getpid(), "children": children, "templates": [*self._templates]}
+            case "template":
+                self._template(str(request.get("folder")))
+                return {}
+            case "spawn":
+                launch = WorkerLaunch.from_plain(request.get("config"))
+                return {"pid": self._spawn(launch)}
+            case "spawn_store":
+                return self._spawn_store(str(request.get("host")))
+            case "stop":
+                self._stopping = True
+                return {}
+            case other:
+                raise ProtocolError(f"unknown operation {str(other)[:40]!r}")
+
+    def _template(self, folder: str) -> Any:
+        if folder not in self._templates:
+            if len(self._templates) >= TEMPLATES_MAX:
+                self._templates.pop(next(iter(self._templates)))
+            self._templates[folder] = self._build_template(Path(folder))
+            gc.collect()
+            gc.freeze()  # children never write to what is here, so its memory stays shared
+        return self._templates[folder]
+
+    def _spawn(self, launch: WorkerLaunch) -> int:
+        template = self._template(launch.model_folder)
+        what = f"worker {launch.model} {launch.node}/{launch.device}"
+        pid = self._fork(what)
+        if pid == 0:
+            _leave(lambda: self._run_worker(launch, template), Path(launch.log_path))
+        return pid
+
+    def _spawn_store(self, host: str) -> dict[str, Any]:
+        with socket.create_server((host, 0)) as listener:  # bound to one address, never to all
+            port = listener.getsockname()[1]
+            read_fd, write_fd = os.pipe()
+            pid = self._fork("store")
+            if pid == 0:
+                os.close(read_fd)
+                _leave(lambda: _host_store(listener, host, port, write_fd), None)
+            os.close(write_fd)
+        with os.fdopen(read_fd, "rb") as pipe:
+            if not _readable(pipe.fileno(), STORE_READY_S) or pipe.read(1) != b"r":
+                os.kill(pid, signal.SIGKILL)
+                raise EngineError(f"the store at {host} did not come up")
+        return {"pid": pid, "port": port}
+
+    def _fork(self, what: str) -> int:
+        """fork, with the child cleaned of everything that is this process's."""
+        threads = len(os.listdir("/proc/self/task"))
+        if threads != 1:
+            raise EngineError(
+                f"the fork server has {threads} threads; forking {what} now could hang it",
+                next_step="end the fork server (its workers live on); its agent starts another",
+            )
+        pid = os.fork()
+        if pid:
+            self._children[pid] = what
+            return pid
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        self._selector.close()
+        for each in (self._listener, self._woken, self._wake, *self._readers):
+            each.close()
+        return 0
+
+    def _reap(self) -> None:
+        for pid in list(self._children):
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                    continue
+            del self._children[pid]
+
+    def _drop(self, client: socket.socket, why: str) -> None:
+        if why:
+            print(f"fork server: dropped a client: {why}", file=sys.stderr, flush=True)
+        self._readers.pop(client, None)
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(client)
+        client.close()
+
+
+def _leave(run: Callable[[], int], log_path: Path | None) -> None:
+    """The rest of a child's life: its own session and log; it never returns to the server's loop."""
+    code = 70
+    try:
+        os.setsid()
+        if log_path is not None:
+            log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.close(log)
+        code = run()
+    except BaseException as error:  # the last frame of a process: say why, whatever it was
+        import traceback
+
+        traceback.print_exception(error)
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _host_store(listener: socket.socket, host: str, port: int, ready_fd: int) -> int:
+    from torch import distributed
+
+    store = distributed.TCPStore(
+        host,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+    os.write(ready_fd, b"r")
+    os.close(ready_fd)
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    del store
+    return 0
+
+
+def _readable(fd: int, deadline_s: float) -> bool:
+    with selectors.DefaultSelector() as selector:
+        selector.register(fd, selectors.EVENT_READ)
+        return bool(selector.select(deadline_s))
+
+
+def _import_engine() -> tuple[BuildTemplate, RunWorker]:
+    """The imports that workers must not pay for, with one thread of arithmetic only."""
+    os.environ.update(_QUIET)
+    import torch
+
+    torch.set_num_threads(1)
+    from ..engine import worker
+
+    return worker.build_template, worker.run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Import, listen, serve; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="moectl forkserver", description="Forks workers.")
+    parser.add_argument("--socket", required=True, type=Path)
+    parser.add_argument("--ready-fd", type=int)
+    options = parser.parse_args(argv)
+    try:
+        with listening(options.socket) as listener:
+            server = ForkServer(listener, *_import_engine())
+            gc.collect()
+            gc.freeze()
+            if options.ready_fd is not None:
+                with contextlib.suppress(OSError):  # whoever started us may be gone
+                    os.write(options.ready_fd, b"ready\n")
+                    os.close(options.ready_fd)
+            server.serve()
+    except MoectlError as error:
+        print(f"fork server: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""How does the agent ask the HMM? Usage for the fleet's eyes, and freeing what a model left.
+
+A thin asynchronous face of `HmmClient`, whose calls block: one at a time in a thread, on a
+connection that is made again after a break. The agent never maps a page.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..core.errors import DeadlineError, MemoryPoolError
+from ..core.records import DeviceUsage
+from ..memory.hmm.client import HmmClient
+
+T = TypeVar("T")
+CLIENT_NAME = "agent"
+
+
+class MemoryBook:
+    """The HMM of this node as the agent uses it."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._path = socket_path
+        self._client: HmmClient | None = None
+        self._lock = asyncio.Lock()
+
+    async def usage(self) -> tuple[DeviceUsage, ...]:
+        """Pages per device by kind of holder; raises MemoryPoolError or DeadlineError."""
+        return tuple(map(_device_usage, await self._raw_usage()))
+
+    async def page_kind(self) -> str:
+        """Which pages are in force."""
+        usage = await self._raw_usage()
+        return str(usage[0].get("page_kind", "4KiB")) if usage else "4KiB"
+
+    async def holders(self) -> frozenset[tuple[str, str]]:
+        """(model, device id) of every model that holds committed pages."""
+        return frozenset(
+            (owner.partition("/")[0], str(device["device"]))
+            for device in await self._raw_usage()
+            for owner, pages in device["used"].items()
+            if pages
+        )
+
+    async def free_model(self, model: str, device: str) -> int:
+        """Free every page and layout of a model on a device; returns the number of pages."""
+
+        def free(client: HmmClient) -> int:
+            (usage,) = [each for each in client.usage() if each["device"] == device]
+            owners = [owner for owner in usage["used"] if owner.startswith(f"{model}/")]
+            names = [name for name in client.layouts() if _is_layout_of(name, model, device)]
+            count = 0
+            for owner in owners:
+                pages = client.pages_of(device, owner)
+                client.free(device, pages, owner)
+                count += len(pages)
+            for name in names:
+                client.drop_layout(name)
+            return count
+
+        return await self._call(free)
+
+    async def close(self) -> None:
+        """Drop the connection."""
+        async with self._lock:
+            self._drop()
+
+    async def _raw_usage(self) -> list[dict[str, Any]]:
+        return await self._call(lambda client: client.usage())
+
+    async def _call(self, work: Callable[[HmmClient], T]) -> T:
+        async with self._lock:
+            try:
+                return await asyncio.to_thread(self._work, work)
+            except (MemoryPoolError, DeadlineError):
+                self._drop()
+                raise
+
+    def _work(self, work: Callable[[HmmClient], T]) -> T:
+        if self._client is None:
+            self._client = HmmClient(self._path, CLIENT_NAME)
+        return work(self._client)
+
+    def _drop(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(OSError):
+                client.close()
+
+
+def _device_usage(raw: dict[str, Any]) -> DeviceUsage:
+    """Owners "<model>/<kind>" summed by kind."""
+    used: dict[str, int] = {}
+    for owner, pages in raw["used"].items():
+        kind = str(owner).rpartition("/")[2]
+        used[kind] = used.get(kind, 0) + int(pages)
+    return DeviceUsage(
+        device=str(raw["device"]),
+        page_bytes=int(raw["page_bytes"]),
+        total=int(raw["total"]),
+        free=int(raw["free"]),
+        reserved=int(raw["reserved"]),
+        used=used,
+    )
+
+
+def _is_layout_of(name: str, model: str, device: str) -> bool:
+    """Layout names are "<kind>:<model>:<device>" and maybe ":<epoch>"."""
+    parts = name.split(":")
+    return len(parts) >= 3 and parts[1] == model and parts[2] == device

@@ -1,0 +1,105 @@
+"""How does the CLI talk to the controller? One small synchronous HTTP client over the API.
+
+The only file of `cli` that knows httpx for the API (the gateway has its own client in `demo`).
+Every call has a deadline; foreign errors become ours here. The token is sent and never printed.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from ..core.errors import MoectlError
+from . import sse
+from .exit_codes import error_from_body
+from .fleet_view import FleetView, fleet_from_plain
+
+CALL_DEADLINE_S = 15.0  # the API answers in milliseconds; admission of a large plan takes seconds
+SILENCE_MAX_S = 30.0  # the watch sends heartbeats far more often
+
+
+class ApiClient:
+    """Calls of `/v1` as methods; use as a context manager."""
+
+    def __init__(self, base_url: str, token: str, *, deadline_s: float = CALL_DEADLINE_S) -> None:
+        self._base_url = base_url
+        self._http = httpx.Client(
+            base_url=base_url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=deadline_s,
+            trust_env=False,  # a proxy must never see the fleet's token
+        )
+
+    def __enter__(self) -> "ApiClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def get(self, path: str, **params: Any) -> Any:
+        """GET /v1/PATH as decoded JSON."""
+        return self._call("GET", path, params={k: v for k, v in params.items() if v is not None})
+
+    def post(self, path: str, body: Any) -> Any:
+        """POST a JSON body to /v1/PATH."""
+        return self._call("POST", path, json=body)
+
+    def delete(self, path: str) -> Any:
+        """DELETE /v1/PATH."""
+        return self._call("DELETE", path)
+
+    def fleet(self) -> FleetView:
+        """One snapshot of everything."""
+        return fleet_from_plain(self.get("fleet"))
+
+    def apply(self, documents: list[dict[str, Any]], *, operation_id: str, dry_run: bool) -> Any:
+        """Declare documents; all of their mistakes come back at once."""
+        body = {"documents": documents, "operation_id": operation_id, "dry_run": dry_run}
+        return self.post("apply", body)
+
+    def scale(self, model: str, experts: str, *, operation_id: str, dry_run: bool) -> Any:
+        """Ask for another expert width: "8", "+2" or "-1"."""
+        body = {"experts": experts, "operation_id": operation_id, "dry_run": dry_run}
+        return self.post(f"models/{model}/scale", body)
+
+    def watch(self) -> Iterator[FleetView]:
+        """Snapshots as they change, without an end; raises MoectlError when it breaks off."""
+        timeout = httpx.Timeout(CALL_DEADLINE_S, read=SILENCE_MAX_S)
+        try:
+            with self._http.stream("GET", "/v1/watch", timeout=timeout) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    raise self._refusal(answer, "GET", "watch")
+                for event in sse.events(answer.iter_lines()):
+                    if event.name == "fleet":
+                        yield fleet_from_plain(json.loads(event.data))
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        try:
+            answer = self._http.request(method, f"/v1/{path}", **arguments)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if answer.status_code >= 400:
+            raise self._refusal(answer, method, path)
+        return answer.json() if answer.content else None
+
+    def _refusal(self, answer: httpx.Response, method: str, path: str) -> MoectlError:
+        try:
+            body = answer.json()
+        except ValueError:
+            body = None
+        return error_from_body(answer.status_code, body, f"{method} {self._base_url}/v1/{path}")
+
+    def _unreachable(self, error: httpx.HTTPError) -> MoectlError:
+        why = str(error) or type(error).__name__
+        return MoectlError(
+            f"the controller at {self._base_url} does not answer: {why}",
+            next_step="`moectl status` shows what is down; `moectl up` starts what is missing",
+        )

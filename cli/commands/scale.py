@@ -1,0 +1,87 @@
+"""`moectl scale`: spread a model's experts over another number of devices, while it serves."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..fleet_view import TransitionView
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Names of models for shell completion; nothing when the fleet does not answer."""
+    from ...core.errors import MoectlError
+    from ..instance import connect
+
+    try:
+        with connect() as client:
+            names = [model.name for model in client.fleet().models]
+    except MoectlError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def scale(
+    model: Annotated[str, typer.Argument(help="Name of the model.", autocompletion=complete_model)],
+    experts: Annotated[
+        str,
+        typer.Option("--experts", "-e", help="N devices, or +K or -K from the width declared now."),
+    ],
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Show the phases until it is done.")
+    ] = True,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait, else exit 5.")] = 180.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan; change nothing.")
+    ] = False,
+    output: Annotated[str, typer.Option("-o", "--output", help="text, json or yaml.")] = "text",
+) -> None:
+    """Spread the routed experts of every layer over N devices, live: no request is dropped.
+
+    Any width from 1 to all devices works, dividing the number of experts or not.
+
+    \b
+    Examples:
+      moectl scale chat --experts 4
+      moectl scale chat --experts +1 --no-wait
+      moectl scale chat --experts -2 --dry-run
+      moectl scale chat --experts 3 -o json
+    """
+    import uuid
+
+    from ..instance import connect
+    from ..render import print_data
+    from ..scaling import check_width_text, plan_lines, summary_lines
+
+    wanted = check_width_text(experts)
+    with connect() as client:
+        operation_id = f"scale-{uuid.uuid4().hex[:12]}"
+        answer = client.scale(model, wanted, operation_id=operation_id, dry_run=dry_run)
+        plan = answer.get("plan") or {}
+        if dry_run or not wait or not answer.get("operation_id"):
+            print_data(answer, output) if output != "text" else _print(plan_lines(answer))
+            return
+        if output == "text":
+            _print(plan_lines(answer))
+        ended = _follow(client, str(answer["operation_id"]), timeout)
+        if output == "text":
+            _print(summary_lines(ended))
+        else:
+            from ...core.records import to_plain
+
+            print_data(to_plain(ended) | {"plan": plan}, output)
+
+
+def _follow(client: Any, operation_id: str, timeout: float) -> "TransitionView":
+    """Show the phases until the end."""
+    from ..progress import open_progress
+    from ..scaling import tell_phases
+    from ..waiting import wait_transition
+
+    with open_progress() as progress:
+        return wait_transition(client, operation_id, timeout, tell_phases(progress))
+
+
+def _print(lines: list[str]) -> None:
+    for line in lines:
+        print(line)

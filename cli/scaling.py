@@ -1,0 +1,116 @@
+"""How is a scale told to a person? Its plan before, its phases during, predicted against actual
+after.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..core.errors import UsageError
+from ..core.units import format_bytes
+from .fleet_view import TransitionView
+from .progress import Progress
+
+PHASES = ("prepare", "commit", "retire", "done")
+WORDS = {
+    "prepare": "PREPARE  new workers, group and windows, while the old epoch serves",
+    "commit": "COMMIT   all ranks flip at one step",
+    "retire": "RETIRE   old pages return to the pool",
+    "forfeit": "FORFEIT  undoing; the old epoch serves on",
+}
+
+
+def check_width_text(text: str) -> str:
+    """`N`, `+K` or `-K` as given; raises UsageError on anything else."""
+    if not re.fullmatch(r"[+-]?[1-9][0-9]{0,5}", text):
+        raise UsageError(
+            f"--experts {text}: not a width",
+            next_step="give a number of devices such as 4, or a change such as +2 or -1",
+        )
+    return text
+
+
+def plan_lines(answer: Mapping[str, Any]) -> list[str]:
+    """What the controller says it will do."""
+    plan = answer.get("plan")
+    if not plan:
+        return [str(answer.get("message") or "nothing to change")]
+    prediction = plan.get("prediction", plan)
+    lines = [
+        f"moves {format_bytes(int(prediction['bytes_moved']))} of experts "
+        f"(the least possible is {format_bytes(int(prediction['bytes_lower_bound']))}), "
+        f"{int(prediction['steps_cross_node'])} steps cross nodes",
+        f"predicted: {prediction['prepare_s']:.1f} s to prepare, "
+        f"pause {prediction['pause_ms']:.1f} ms",
+    ]
+    shared = int(prediction.get("shared_bytes_moved", 0))
+    if shared:
+        lines.insert(1, f"joining devices also load {format_bytes(shared)} of other weights")
+    return lines
+
+
+def tell_phases(progress: Progress) -> Callable[[TransitionView], None]:
+    """A reporter that shows each phase as a part."""
+    shown: list[str] = []
+
+    def tell(transition: TransitionView) -> None:
+        for phase in ("prepare", "commit", "retire", "forfeit"):
+            if phase in transition.phase_at and phase not in shown:
+                _end_last(progress, shown)
+                shown.append(phase)
+                progress.start(WORDS[phase])
+        if transition.is_over:
+            _end_last(progress, shown, "fail" if transition.phase == "forfeited" else "ok")
+
+    return tell
+
+
+def _end_last(progress: Progress, shown: list[str], outcome: str = "ok") -> None:
+    if shown:
+        progress.end(WORDS[shown[-1]], outcome)
+
+
+def ready_s(transition: TransitionView) -> float | None:
+    """Seconds from the intent until the new width served; None when it never did."""
+    flipped = transition.phase_at.get("retire")
+    return None if flipped is None else flipped - transition.accepted_at
+
+
+def bytes_moved(transition: TransitionView) -> float | None:
+    """Expert bytes that the agents say were copied or loaded; None when they have not said."""
+    actual = transition.actual
+    return actual.get("bytes_moved", actual.get("bytes_copied"))
+
+
+def summary_lines(transition: TransitionView) -> list[str]:
+    """Predicted against actual, once it is over."""
+    prediction, actual = transition.prediction, transition.actual
+    moved = bytes_moved(transition)
+    prepared = _between(transition, "prepare", "commit")
+    rows = [
+        ("", "predicted", "actual"),
+        ("expert bytes", format_bytes(int(prediction["bytes_moved"])), _bytes(moved)),
+        ("prepare", f"{prediction['prepare_s']:.2f} s", _seconds(prepared)),
+        ("pause", f"{prediction['pause_ms']:.1f} ms", _milliseconds(actual.get("pause_ms"))),
+        ("serving after", "", _seconds(ready_s(transition))),
+    ]
+    widths = f"{transition.from_width} -> {transition.to_width} devices"
+    head = f"{transition.model}: {widths}, {transition.phase}"
+    return [head, *(f"  {name:14} {left:>12} {right:>12}".rstrip() for name, left, right in rows)]
+
+
+def _between(transition: TransitionView, first: str, second: str) -> float | None:
+    times = transition.phase_at
+    return times[second] - times[first] if first in times and second in times else None
+
+
+def _bytes(value: float | None) -> str:
+    return "unknown" if value is None else format_bytes(int(value))
+
+
+def _seconds(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f} s"
+
+
+def _milliseconds(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1f} ms"

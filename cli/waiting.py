@@ -1,0 +1,105 @@
+"""When is it done? Waits with a deadline, a description of what is awaited, and a way to fail
+early.
+
+Nothing here decides; it reads snapshots until one says yes, no, or the deadline comes (exit 5).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+from ..core.errors import DeadlineError, MoectlError, UnplaceableError
+from .client import ApiClient
+from .fleet_view import FleetView, ModelView, TransitionView
+
+POLL_S = 0.1
+# Reasons of the Admitted condition that mean "there is no room", as the API's exit code 4 does.
+UNPLACEABLE_WORDS = ("Unplaceable", "Infeasible", "DoesNotFit", "NoPlacement")
+
+
+def wait_until(
+    what: str, deadline_s: float, check: Callable[[], bool], *, poll_s: float = POLL_S
+) -> None:
+    """Call `check` until it says True; raises DeadlineError naming `what`."""
+    end = time.monotonic() + deadline_s
+    while not check():
+        if time.monotonic() >= end:
+            raise DeadlineError(
+                f"{what}: not there after {deadline_s:.0f} s",
+                next_step="`moectl status` shows what is missing; --timeout waits longer",
+            )
+        time.sleep(poll_s)
+
+
+def wait_models_ready(
+    client: ApiClient,
+    names: Sequence[str],
+    deadline_s: float,
+    report: Callable[[ModelView], None],
+) -> FleetView:
+    """Wait until every named model is Ready; raises early when one cannot become so."""
+    seen: list[FleetView] = []
+
+    def check() -> bool:
+        seen[:] = [client.fleet()]
+        models = [model for name in names if (model := seen[0].model(name)) is not None]
+        for model in models:
+            report(model)
+            raise_if_hopeless(model)
+        return len(models) == len(names) and all(model.is_ready for model in models)
+
+    wait_until(f"model {', '.join(names)} Ready", deadline_s, check, poll_s=0.25)
+    return seen[0]
+
+
+def raise_if_hopeless(model: ModelView) -> None:
+    """Raise when the controller has said no to the newest generation of a model."""
+    status = model.status
+    if status is None or status.observed_generation < model.generation:
+        return
+    for condition in status.conditions:
+        if condition.type != "Admitted" or condition.status != "False":
+            continue
+        if condition.reason in UNPLACEABLE_WORDS:
+            raise UnplaceableError(f"model {model.name}: {condition.message}")
+        raise MoectlError(f"model {model.name}: {condition.reason}: {condition.message}")
+    if model.generation and status.failed_generation == model.generation:
+        raise MoectlError(
+            f"model {model.name}: the last change was forfeited: {_why(model)}",
+            next_step="`moectl get transitions` and `moectl get events` tell more",
+        )
+
+
+def _why(model: ModelView) -> str:
+    words = (
+        [f"{c.type} {c.reason}: {c.message}" for c in model.status.conditions]
+        if model.status
+        else []
+    )
+    return "; ".join(words) or "no reason given"
+
+
+def wait_transition(
+    client: ApiClient,
+    operation_id: str,
+    deadline_s: float,
+    report: Callable[[TransitionView], None],
+) -> TransitionView:
+    """Wait for the end of a transition; raises MoectlError when it was forfeited."""
+    seen: list[TransitionView] = []
+
+    def check() -> bool:
+        transition = client.fleet().transition(operation_id)
+        if transition is None:
+            return False
+        seen[:] = [transition]
+        report(transition)
+        return transition.is_over
+
+    wait_until(f"operation {operation_id}", deadline_s, check, poll_s=0.1)
+    if seen[0].phase == "forfeited":
+        raise MoectlError(
+            f"operation {operation_id} was forfeited: {seen[0].reason or 'no reason given'}; "
+            f"{seen[0].model} serves on at width {seen[0].from_width}",
+            next_step="`moectl get events` tells what failed; the operation can be repeated",
+        )
+    return seen[0]

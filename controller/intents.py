@@ -1,0 +1,309 @@
+"""May this request be carried out, and which records say that it shall be?
+
+Pure: from a snapshot and a request to an `Accepted` answer with one `Change`, or an error that a
+person can act on. An intent only ever changes a spec; the reconcile loop does the rest. The plan
+that comes with the answer is made by the same planner on the same records.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.errors import (
+    ConflictError,
+    NotFoundError,
+    RefusedError,
+    UnplaceableError,
+    UsageError,
+)
+from ..core.plan import Infeasible, Phase, TransitionPlan
+from ..core.records import SpecRecord
+from ..core.spec import ClusterSpec, ModelSpec, spec_from_plain
+from ..core.spec import to_plain as spec_to_plain
+from . import admission, lifecycle, planning
+from .admission import Ground, plan_of_record, plan_view
+from .decision import Cause, Change, Draft
+from .observe import Seen
+
+OPERATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+RELATIVE = re.compile(r"[+-]?\d{1,9}")
+# Parts of a Model spec that workers read once, at their start.
+FIXED_WHILE_RUNNING = ("source", "memory", "engine", "precision")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, when, and under which operation id."""
+
+    name: str
+    now: float
+    operation_id: str
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if not OPERATION_ID.fullmatch(self.operation_id):
+            raise UsageError(
+                f"operation_id {self.operation_id!r} is not usable",
+                next_step="use 1 to 63 letters, digits, '.', '_' or '-'",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The answer to an intent; no change means that nothing has to be written."""
+
+    body: dict[str, Any]
+    change: Change | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """A document of an apply request, already typed."""
+
+    kind: str
+    name: str
+    spec: ClusterSpec | ModelSpec
+
+
+def parse_declarations(documents: Sequence[dict[str, Any]]) -> list[Declaration]:
+    """Type the documents of a request, clusters first; raises SpecError, UsageError."""
+    parsed = []
+    for index, document in enumerate(documents):
+        kind, name, spec = (document.get(key) for key in ("kind", "name", "spec"))
+        if not isinstance(kind, str) or not isinstance(name, str) or not isinstance(spec, dict):
+            raise UsageError(
+                f"documents[{index}]: kind, name or spec is missing",
+                next_step="send {kind, name, spec} for every document",
+            )
+        if not OPERATION_ID.fullmatch(name):
+            raise UsageError(f"documents[{index}]: name {name!r} is not usable")
+        parsed.append(Declaration(kind, name, spec_from_plain(kind, spec)))
+    return sorted(parsed, key=lambda d: (d.kind != "Cluster", d.name))
+
+
+def with_declared(ground: Ground, before: Sequence[Declaration]) -> Ground:
+    """The ground as it will be when the clusters of the same request are declared.
+
+    A dry run writes nothing, yet its models are judged with the devices that it declares.
+    """
+    specs = dict(ground.snapshot.specs)
+    for document in before:
+        key = (document.kind, document.name)
+        if document.kind == "Cluster":
+            plain = spec_to_plain(document.spec)
+            record = SpecRecord(document.kind, document.name, 0, plain, "", 0.0, "")
+            specs[key] = Seen(record, specs[key].mod_revision if key in specs else 0)
+    return dataclasses.replace(ground, snapshot=dataclasses.replace(ground.snapshot, specs=specs))
+
+
+def folders(document: Declaration) -> tuple[str, ...]:
+    """Checkpoint folders that a document names."""
+    return (document.spec.source.path,) if isinstance(document.spec, ModelSpec) else ()
+
+
+def decide_apply(wanted: Declaration, ground: Ground, caller: Caller) -> Accepted:
+    """Declare one document; `unchanged` when it says what is already there."""
+    plain = spec_to_plain(wanted.spec)
+    seen = ground.snapshot.specs.get((wanted.kind, wanted.name))
+    has_failed = _has_failed(wanted.name, seen, ground)  # then the same words are a new try
+    if seen is not None and seen.value.spec == plain and not has_failed:
+        return Accepted(_applied(wanted, seen.value, "unchanged"))
+    plan: TransitionPlan | Infeasible | None = None
+    if isinstance(wanted.spec, ModelSpec):
+        _refuse_live_changes(wanted.name, seen, plain)
+        width = wanted.spec.parallelism.experts
+        running = admission.pending(wanted.name, ground)
+        if running is not None and running.target != width:
+            raise admission.conflict(wanted.name, running, width)
+        plan = admission.admit(wanted.name, wanted.spec, ground, must_be_live=False)
+    record = _next_record(wanted.kind, wanted.name, plain, seen, caller)
+    action = "configured" if seen else "created"
+    body = _applied(wanted, record, action)
+    if isinstance(plan, TransitionPlan):
+        body["plan"] = plan_view(plan)
+    return Accepted(body, None if caller.dry_run else _write(record, seen, ground, "SpecApplied"))
+
+
+def _has_failed(name: str, seen: Seen[SpecRecord] | None, ground: Ground) -> bool:
+    status = ground.snapshot.status.get(name)
+    if seen is None or status is None or seen.value.kind != "Model":
+        return False
+    return status.value.failed_generation == seen.value.generation
+
+
+def _applied(wanted: Declaration, record: SpecRecord, action: str) -> dict[str, Any]:
+    return {
+        "kind": wanted.kind,
+        "name": wanted.name,
+        "action": action,
+        "generation": record.generation,
+        "operation_id": record.operation_id,
+    }
+
+
+def _refuse_live_changes(name: str, seen: Seen[SpecRecord] | None, plain: dict[str, Any]) -> None:
+    if seen is None:
+        return
+    changed = [part for part in FIXED_WHILE_RUNNING if seen.value.spec.get(part) != plain[part]]
+    if changed:
+        raise RefusedError(
+            f"model {name}: {', '.join(changed)} cannot change while the model runs",
+            next_step=f"delete model {name} and apply it again, or apply it under another name",
+        )
+
+
+def decide_scale(
+    model: str,
+    experts: str,
+    ground: Ground,
+    caller: Caller,
+    expected_generation: int | None = None,
+) -> Accepted:
+    """Another width for a model. Asking twice for the same, or with one id, changes nothing."""
+    seen = ground.snapshot.model_spec(model)
+    if seen is None:
+        raise admission.unknown_model(model, ground)
+    spec = planning.spec_of(seen.value)
+    width = parse_width(experts, spec.parallelism.experts)
+    known = _same_operation(model, caller, ground)
+    if known is not None:
+        return Accepted(known)
+    if expected_generation not in (None, seen.value.generation):
+        raise ConflictError(
+            f"model {model}: generation is {seen.value.generation}, not {expected_generation}:"
+            f" changed by {seen.value.changed_by}",
+            next_step="look at the model again and repeat the request",
+        )
+    running = admission.pending(model, ground)
+    if running is not None and running.target != width:
+        raise admission.conflict(model, running, width)
+    plan = admission.admit(model, _widened(spec, width), ground, must_be_live=True)
+    body = {"model": model, "generation": seen.value.generation, "to_width": width}
+    if isinstance(plan, TransitionPlan):
+        body["plan"] = plan_view(plan)
+    placed = ground.snapshot.placements.get(model)
+    is_there = placed is not None and placed.value.width == width and running is None
+    if running is not None or (is_there and spec.parallelism.experts == width):
+        body |= {"operation_id": seen.value.operation_id, "unchanged": True}
+        return Accepted(body)
+    record = _next_record("Model", model, spec_to_plain(_widened(spec, width)), seen, caller)
+    body |= {"operation_id": record.operation_id, "generation": record.generation}
+    return Accepted(body, None if caller.dry_run else _write(record, seen, ground, "ScaleAccepted"))
+
+
+def parse_width(experts: str, now: int) -> int:
+    """ "8", "+2" or "-1" as a width; raises UsageError on other text, Unplaceable below 1."""
+    text = str(experts).strip()
+    if not RELATIVE.fullmatch(text):
+        raise UsageError(
+            f"experts {experts!r} is not a width", next_step='use a number, "+2" or "-1"'
+        )
+    width = now + int(text) if text[0] in "+-" else int(text)
+    if width < 1:
+        raise UnplaceableError(
+            f"{width} devices asked for, at least 1 is needed",
+            next_step="use `moectl delete` to take a model away",
+        )
+    return width
+
+
+def _widened(spec: ModelSpec, width: int) -> ModelSpec:
+    parallelism = spec.parallelism.model_copy(update={"experts": width})
+    return spec.model_copy(update={"parallelism": parallelism})
+
+
+def _same_operation(model: str, caller: Caller, ground: Ground) -> dict[str, Any] | None:
+    """What became of an operation id that was used before; None when it is new."""
+    seen = ground.snapshot.transitions.get(caller.operation_id)
+    spec = ground.snapshot.model_spec(model)
+    if seen is not None and seen.value.model != model:
+        raise ConflictError(
+            f"operation {caller.operation_id} belongs to model {seen.value.model}",
+            next_step="use a new operation_id for every intent",
+        )
+    is_last = spec is not None and spec.value.operation_id == caller.operation_id
+    if seen is None and not is_last:
+        return None
+    body: dict[str, Any] = {
+        "model": model,
+        "operation_id": caller.operation_id,
+        "generation": seen.value.generation if seen else spec.value.generation if spec else 0,
+        "unchanged": True,
+    }
+    if seen is not None:
+        body |= {"to_width": seen.value.new.width, "phase": str(seen.value.phase)}
+        body["plan"] = plan_of_record(seen.value)
+    return body
+
+
+def _next_record(
+    kind: str, name: str, plain: dict[str, Any], seen: Seen[SpecRecord] | None, caller: Caller
+) -> SpecRecord:
+    return SpecRecord(
+        kind=kind,
+        name=name,
+        generation=seen.value.generation + 1 if seen else 1,
+        spec=plain,
+        operation_id=caller.operation_id,
+        changed_at=caller.now,
+        changed_by=caller.name,
+    )
+
+
+def _write(
+    record: SpecRecord, seen: Seen[SpecRecord] | None, ground: Ground, reason: str
+) -> Change:
+    keys = ground.snapshot.keys
+    key = keys.spec(record.kind, record.name)
+    draft = Draft(f"{record.kind.lower()}/{record.name}", reason)
+    draft.guard(key, seen.mod_revision if seen else 0).put(key, record)
+    if record.kind == "Model":
+        active = ground.snapshot.active.get(record.name)
+        draft.guard(keys.active_of(record.name), active.mod_revision if active else 0)
+    draft.tell(
+        record.changed_at,
+        "info",
+        f"generation {record.generation} by {record.changed_by}",
+        record.operation_id,
+    )
+    return draft.done()
+
+
+def decide_delete(kind: str, name: str, ground: Ground, caller: Caller) -> Accepted:
+    """Take a declaration away; the loop takes the placement away."""
+    seen = ground.snapshot.specs.get((kind, name))
+    if seen is None:
+        raise NotFoundError(f"no {kind} {name!r} is declared")
+    body: dict[str, Any] = {"kind": kind, "name": name, "action": "deleted"}
+    placed = ground.snapshot.placements.get(name)
+    if kind == "Model" and placed is not None:
+        body["operation_id"] = f"delete-{name}-e{placed.value.epoch}"
+    key = ground.snapshot.keys.spec(kind, name)
+    draft = Draft(f"{kind.lower()}/{name}", "SpecDeleted").guard(key, seen.mod_revision).delete(key)
+    draft.tell(caller.now, "info", f"deleted by {caller.name}")
+    return Accepted(body, None if caller.dry_run else draft.done())
+
+
+def decide_cancel(operation_id: str, ground: Ground, caller: Caller) -> Accepted:
+    """Undo a transition that has not been committed."""
+    found = [
+        seen
+        for seen in ground.snapshot.transitions.values()
+        if planning.base_operation(seen.value.operation_id) == operation_id
+    ]
+    if not found:
+        raise NotFoundError(f"no operation {operation_id!r} is known")
+    seen = max(found, key=lambda item: item.value.attempt)
+    record = seen.value
+    body = {"operation_id": operation_id, "model": record.model}
+    if record.phase in (Phase.FORFEIT, Phase.FORFEITED):
+        return Accepted(body | {"phase": str(record.phase), "unchanged": True})
+    if record.phase is not Phase.PREPARE:
+        raise ConflictError(
+            f"operation {operation_id} is in phase {record.phase}: the decision is made",
+            next_step="scale back when it is done",
+        )
+    change = lifecycle.cancel(seen, Cause.CANCELLED, ground.snapshot, caller.now, ground.limits)
+    return Accepted(body | {"phase": str(Phase.FORFEIT)}, None if caller.dry_run else change)

@@ -1,0 +1,157 @@
+"""What does the API show? The fleet as plain JSON, made from one snapshot.
+
+Pure. Attempts of one operation are shown as one transition under the operation's id, so that
+whoever waits for an operation sees it go on after a retry instead of a failure that is none.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..core.plan import Phase
+from ..core.records import NodeRecord, TransitionRecord, to_plain
+from ..core.transitions import TERMINAL_PHASES
+from .config import Limits
+from .decision import RETRYABLE, cause_of
+from .observe import Snapshot
+from .planning import ATTEMPT_MARK, base_operation, declared_devices
+
+TRANSITIONS_SHOWN = 20
+EVENTS_SHOWN = 50
+
+
+def fleet(snapshot: Snapshot, cluster: str, now: float, limits: Limits) -> dict[str, Any]:
+    """One FleetView: everything that a screen or a waiting command needs."""
+    shown = transitions(snapshot, limits)[-TRANSITIONS_SHOWN:]
+    return {
+        "cluster": cluster,
+        "revision": snapshot.revision,
+        "at": now,
+        "nodes": nodes(snapshot),
+        "missing_nodes": missing_nodes(snapshot),
+        "models": [model(name, snapshot, limits) for name in snapshot.models()],
+        "transitions": shown,
+        "events": events(snapshot)[-EVENTS_SHOWN:],
+        "endpoints": {role: e.url for role, e in sorted(snapshot.endpoints.items())},
+    }
+
+
+def nodes(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """Live nodes with the pages of their devices."""
+    return [node(record, snapshot) for _, record in sorted(snapshot.nodes.items())]
+
+
+def node(record: NodeRecord, snapshot: Snapshot) -> dict[str, Any]:
+    """One live node."""
+    stats = snapshot.stats.get(record.name)
+    plain: dict[str, Any] = to_plain(record)
+    plain["usage"] = to_plain(stats.devices) if stats else []
+    plain["stats_at"] = stats.at if stats else None
+    return plain
+
+
+def missing_nodes(snapshot: Snapshot) -> list[str]:
+    """Nodes that are declared and not alive."""
+    declared = {device.node for device in declared_devices(snapshot)}
+    return sorted(declared - set(snapshot.nodes))
+
+
+def model(name: str, snapshot: Snapshot, limits: Limits) -> dict[str, Any]:
+    """One model: declared, allocated, and what its workers do."""
+    spec = snapshot.model_spec(name)
+    placed = snapshot.placements.get(name)
+    seen = snapshot.status.get(name)
+    running = snapshot.running(name)
+    workers = sorted(snapshot.workers.get(name, {}).values(), key=lambda w: (w.rank, w.device))
+    stats = [
+        to_plain(worker)
+        for _, node_stats in sorted(snapshot.stats.items())
+        for worker in node_stats.workers
+        if worker.model == name
+    ]
+    return {
+        "name": name,
+        "generation": spec.value.generation if spec else 0,
+        "spec": spec.value.spec if spec else {},
+        "operation_id": spec.value.operation_id if spec else "",
+        "status": to_plain(seen.value) if seen else None,
+        "placement": to_plain(placed.value) if placed else None,
+        "workers": to_plain(workers),
+        "stats": sorted(stats, key=lambda item: item["rank"]),
+        "active": transition(running.value, snapshot, limits) if running else None,
+    }
+
+
+def transitions(
+    snapshot: Snapshot, limits: Limits, model_name: str | None = None
+) -> list[dict[str, Any]]:
+    """Transitions, oldest first; one entry for all attempts at one operation."""
+    records = [seen.value for seen in snapshot.transitions.values()]
+    own = [r for r in records if model_name is None or r.model == model_name]
+    firsts = [r for r in own if not _is_retry(r, snapshot)]
+    ordered = sorted(firsts, key=lambda r: (r.accepted_at, r.operation_id))
+    return [transition(record, snapshot, limits) for record in ordered]
+
+
+def _is_retry(record: TransitionRecord, snapshot: Snapshot) -> bool:
+    """Whether an earlier, forfeited attempt leads to this one."""
+    before = _neighbour_id(record, -1)
+    return before in snapshot.transitions and snapshot.transitions[before].value.phase in (
+        Phase.FORFEIT,
+        Phase.FORFEITED,
+    )
+
+
+def _neighbour_id(record: TransitionRecord, step: int) -> str:
+    base, number = base_operation(record.operation_id), record.attempt + step
+    return base if number == 1 else f"{base}{ATTEMPT_MARK}{number}"
+
+
+def transition(record: TransitionRecord, snapshot: Snapshot, limits: Limits) -> dict[str, Any]:
+    """An operation as its latest attempt stands, without steps and placements."""
+    first = record
+    while _is_retry(first, snapshot):
+        first = snapshot.transitions[_neighbour_id(first, -1)].value
+    latest = first
+    while latest.phase is Phase.FORFEITED and _neighbour_id(latest, 1) in snapshot.transitions:
+        latest = snapshot.transitions[_neighbour_id(latest, 1)].value
+    plain: dict[str, Any] = to_plain(latest)
+    for field in ("steps", "model_spec", "old", "new"):
+        del plain[field]
+    plain |= {
+        "operation_id": first.operation_id,
+        "record_id": latest.operation_id,
+        "accepted_at": first.accepted_at,
+        "attempt": latest.attempt - first.attempt + 1,
+        "from_width": latest.old.width if latest.old else 0,
+        "to_width": latest.new.width,
+        "epoch": latest.new.epoch,
+        "steps_total": len(latest.steps),
+        "answered": sorted(
+            node
+            for node, ack in snapshot.acks.get(latest.operation_id, {}).items()
+            if ack.phase is latest.phase
+        ),
+    }
+    if _goes_on(latest, plain["attempt"], snapshot, limits):
+        plain["phase"] = str(Phase.FORFEIT)  # it is not over: another attempt follows
+    plain["final"] = Phase(plain["phase"]) in TERMINAL_PHASES
+    return plain
+
+
+def _goes_on(record: TransitionRecord, attempt: int, snapshot: Snapshot, limits: Limits) -> bool:
+    """Whether a forfeited attempt will be followed by another."""
+    spec = snapshot.model_spec(record.model)
+    return (
+        record.phase is Phase.FORFEITED
+        and cause_of(record.reason) in RETRYABLE
+        and attempt < limits.attempts_max
+        and spec is not None
+        and base_operation(spec.value.operation_id) == base_operation(record.operation_id)
+    )
+
+
+def events(snapshot: Snapshot, subject: str | None = None) -> list[dict[str, Any]]:
+    """Events, oldest first."""
+    found: Iterable[Any] = snapshot.events.values()
+    wanted = [e for e in found if subject is None or e.subject == subject]
+    return [to_plain(event) for event in sorted(wanted, key=lambda e: (e.at, e.id))]

@@ -1,0 +1,106 @@
+/* Dense rows: linear layers and RMS norms whose rows do not depend on how many there are.
+ *
+ * A dot product runs in 8 lanes over the whole depth and is folded in one order; rows and outputs are
+ * only blocked to use registers and cache, which chooses what runs side by side, never a sum's order.
+ */
+#ifndef MOECTL_DENSE_H
+#define MOECTL_DENSE_H
+#include <math.h>
+#include <string.h>
+
+#include "_lanes.h"
+
+INLINE void store_some(float *p, v8 x, long long count) {
+    if (count >= LANES) store(p, x);
+    else
+        for (long long i = 0; i < count; i++) p[i] = x[i];
+}
+
+/* y[r][o] for R rows and all outputs: dot products over `depth`, O outputs side by side. Outputs come
+ * in eights; past the last one its weights are read again and the result is dropped. */
+#define DOT_ROWS(R, O)                                                                           \
+    INLINE void dot_rows_##R(const float *const *x, const float *w, long long outputs,           \
+                             long long depth, float *const *y) {                                 \
+        for (long long o = 0; o < outputs; o += LANES) {                                         \
+            v8 sum[R][LANES];                                                                    \
+            for (int b = 0; b < LANES; b += O) {                                                 \
+                v8 part[R][O];                                                                   \
+                const float *row[O];                                                             \
+                for (int i = 0; i < O; i++)                                                      \
+                    row[i] = w + (o + b + i < outputs ? o + b + i : outputs - 1) * depth;        \
+                for (int r = 0; r < R; r++)                                                      \
+                    for (int i = 0; i < O; i++) part[r][i] = splat(0.0f);                        \
+                for (long long d = 0; d < depth; d += LANES)                                     \
+                    for (int i = 0; i < O; i++) {                                                \
+                        v8 weight = load(row[i] + d);                                            \
+                        for (int r = 0; r < R; r++) part[r][i] += weight * load(x[r] + d);       \
+                    }                                                                            \
+                for (int r = 0; r < R; r++)                                                      \
+                    for (int i = 0; i < O; i++) sum[r][b + i] = part[r][i];                      \
+            }                                                                                    \
+            for (int r = 0; r < R; r++) store_some(y[r] + o, fold(sum[r]), outputs - o);         \
+        }                                                                                        \
+    }
+DOT_ROWS(1, 8)
+DOT_ROWS(2, 4)
+DOT_ROWS(3, 4)
+DOT_ROWS(4, 2)
+
+INLINE void dot_rows(int rows, const float *const *x, const float *w, long long outputs,
+                     long long depth, float *const *y) {
+    if (rows == 4) dot_rows_4(x, w, outputs, depth, y);
+    else if (rows == 3) dot_rows_3(x, w, outputs, depth, y);
+    else if (rows == 2) dot_rows_2(x, w, outputs, depth, y);
+    else dot_rows_1(x, w, outputs, depth, y);
+}
+
+typedef struct {
+    const float *x, *weight, *bias; /* [row][depth], [output][depth], [output] or NULL */
+    float *y;                       /* [row][output] */
+    long long rows, outputs, depth;
+} Linear;
+
+#define LINEAR_CHUNK 16 /* outputs whose weights stay in the first-level cache over all rows */
+
+INLINE void linear_body(const Linear *a) {
+    for (long long o = 0; o < a->outputs; o += LINEAR_CHUNK) {
+        long long count = a->outputs - o < LINEAR_CHUNK ? a->outputs - o : LINEAR_CHUNK;
+        for (long long n = 0; n < a->rows; n += 4) {
+            const float *x[4] = {0};
+            float *y[4] = {0};
+            int rows = a->rows - n < 4 ? (int)(a->rows - n) : 4;
+            for (int r = 0; r < rows; r++) {
+                x[r] = a->x + (n + r) * a->depth;
+                y[r] = a->y + (n + r) * a->outputs + o;
+            }
+            dot_rows(rows, x, a->weight + o * a->depth, count, a->depth, y);
+            for (int r = 0; r < rows && a->bias; r++)
+                for (long long i = 0; i < count; i++) y[r][i] += a->bias[o + i];
+        }
+    }
+}
+DISPATCH(linear, Linear)
+
+typedef struct {
+    const float *x, *weight; /* [row][depth], [depth] */
+    float *y;                /* [row][depth] */
+    long long rows, depth;
+    double epsilon;
+} Norm;
+
+INLINE void norm_body(const Norm *a) {
+    for (long long n = 0; n < a->rows; n++) {
+        const float *x = a->x + n * a->depth;
+        float *y = a->y + n * a->depth;
+        v8 sum = splat(0.0f);
+        for (long long d = 0; d < a->depth; d += LANES) sum += load(x + d) * load(x + d);
+        float total =
+            ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+        v8 scale = splat(1.0f / sqrtf(total / (float)a->depth + (float)a->epsilon));
+        for (long long d = 0; d < a->depth; d += LANES)
+            store(y + d, load(a->weight + d) * (load(x + d) * scale));
+    }
+}
+DISPATCH(norm, Norm)
+
+#endif

@@ -1,0 +1,72 @@
+/* Expert MLPs for (row, expert) pairs, and the weighted sum of a row's results in expert-id order. */
+#ifndef MOECTL_EXPERTS_H
+#define MOECTL_EXPERTS_H
+#include "_dense.h"
+
+typedef struct {
+    const float *x; /* [row][hidden] */
+    const int64_t *row, *slot, *order; /* per pair; order sorts pairs by slot */
+    const float *gate_up, *down; /* [slot][2 inner][hidden], [slot][hidden][inner] */
+    long long gate_up_stride, down_stride, pairs, hidden, inner;
+    float *y, *scratch; /* [pair][hidden]; [4][2 inner] */
+} Experts;
+
+/* gate := silu(gate) * up, in place. */
+INLINE void gate_row(float *h, long long inner) {
+    for (long long i = 0; i < inner; i += LANES) {
+        v8 gate = load(h + i), up = load(h + inner + i);
+        store(h + i, gate / (splat(1.0f) + exp8(-gate)) * up);
+    }
+}
+
+INLINE void run_experts_body(const Experts *e) {
+    for (long long p = 0; p < e->pairs;) {
+        const float *x[4] = {0};
+        float *h[4] = {0}, *y[4] = {0};
+        long long slot = e->slot[e->order[p]];
+        int rows = 0;
+        for (; rows < 4 && p < e->pairs && e->slot[e->order[p]] == slot; rows++, p++) {
+            x[rows] = e->x + e->row[e->order[p]] * e->hidden;
+            h[rows] = e->scratch + rows * 2 * e->inner;
+            y[rows] = e->y + e->order[p] * e->hidden;
+        }
+        dot_rows(rows, x, e->gate_up + slot * e->gate_up_stride, 2 * e->inner, e->hidden, h);
+        for (int r = 0; r < rows; r++) gate_row(h[r], e->inner);
+        dot_rows(rows, (const float *const *)h, e->down + slot * e->down_stride, e->hidden,
+                 e->inner, y);
+    }
+}
+DISPATCH(run_experts, Experts)
+
+typedef struct {
+    const float *y, *weight; /* [row][k][hidden], [row][k] */
+    const int64_t *ids;      /* [row][k] */
+    long long rows, k, hidden;
+    float *out; /* [row][hidden] */
+} Sum;
+
+INLINE void sum_in_id_order_body(const Sum *s) {
+    for (long long n = 0; n < s->rows; n++) {
+        float *out = s->out + n * s->hidden;
+        const int64_t *ids = s->ids + n * s->k;
+        memset(out, 0, (size_t)s->hidden * sizeof(float));
+        /* Selection in ascending id; equal ids (never from a router) go in position order. */
+        int64_t last = -1;
+        long long last_at = -1;
+        for (long long done = 0; done < s->k; done++) {
+            long long best = -1;
+            for (long long i = 0; i < s->k; i++) {
+                int later = ids[i] > last || (ids[i] == last && i > last_at);
+                if (later && (best < 0 || ids[i] < ids[best])) best = i;
+            }
+            last = ids[best], last_at = best;
+            const float *y = s->y + (n * s->k + best) * s->hidden;
+            v8 weight = splat(s->weight[n * s->k + best]);
+            for (long long d = 0; d < s->hidden; d += LANES)
+                store(out + d, load(out + d) + weight * load(y + d));
+        }
+    }
+}
+DISPATCH(sum_in_id_order, Sum)
+
+#endif

@@ -1,0 +1,231 @@
+"""The engine against transformers itself, and against itself in other company.
+
+Every family whose experts share the interface gives the tokens of `generate`, which takes one
+request at a time, while the engine runs them together, arriving one by one, in chunks, over
+scattered blocks whose unwritten part is NaN. And a row's logits have the same bits whoever its
+neighbours are.
+"""
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    MixtralConfig,
+    OlmoeConfig,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
+
+from moectl.agents.engine import local
+from moectl.agents.engine.engine import Engine, Limits
+from moectl.agents.engine.moe import LocalMoe
+from moectl.agents.engine.request import Request, Sampling
+from moectl.kernels import native
+
+COMMON = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+QWEN3 = {"num_experts": 8, "moe_intermediate_size": 32, "head_dim": 16}
+QWEN2 = {"num_experts": 8, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48}
+FAMILIES = {
+    "qwen3": lambda: Qwen3MoeConfig(**COMMON, **QWEN3),
+    "qwen3-tied-window": lambda: Qwen3MoeConfig(
+        **COMMON, **QWEN3, tie_word_embeddings=True, use_sliding_window=True, sliding_window=12
+    ),
+    "qwen3-dense-first": lambda: Qwen3MoeConfig(**COMMON, **QWEN3, mlp_only_layers=[0]),
+    "qwen2": lambda: Qwen2MoeConfig(**COMMON, **QWEN2),
+    "qwen2-window": lambda: Qwen2MoeConfig(
+        **COMMON, **QWEN2, use_sliding_window=True, sliding_window=12, max_window_layers=1
+    ),
+    "mixtral-window": lambda: MixtralConfig(**COMMON, num_local_experts=4, sliding_window=12),
+    "olmoe-clip": lambda: OlmoeConfig(**COMMON, num_experts=8, clip_qkv=0.5),
+}
+LENGTHS = (5, 33, 18, 1, 50)
+NEW_TOKENS = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Family name -> a saved random model."""
+    made = {}
+
+    def folder(family):
+        if family not in made:
+            torch.manual_seed(7)
+            made[family] = tmp_path_factory.mktemp(family)
+            AutoModelForCausalLM.from_config(FAMILIES[family]()).save_pretrained(made[family])
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def qwen3(folders):
+    return local.open_forward(folders("qwen3"))
+
+
+def prompts():
+    random = np.random.RandomState(3)
+    return [tuple(random.randint(3, 256, length).tolist()) for length in LENGTHS]
+
+
+def generate(folder, prompt, new_tokens=NEW_TOKENS):
+    """The tokens that transformers gives for one prompt alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.tensor([prompt])
+    out = model.generate(ids, max_new_tokens=new_tokens, do_sample=False, eos_token_id=2)
+    return out[0, len(prompt) :].tolist()
+
+
+def scattered(blocks, seed):
+    return np.random.RandomState(seed).permutation(blocks).tolist()
+
+
+def run_all(engine: Engine, moe: LocalMoe, requests, arrive_every=0):
+    """Tokens by request id; request i arrives before step i * arrive_every."""
+    out, waiting, step = {request.id: [] for request in requests}, list(requests), 0
+    while waiting or engine.has_work:
+        while waiting and step >= arrive_every * (len(requests) - len(waiting)):
+            engine.submit(waiting.pop(0))
+        plan = engine.plan()
+        step += 1
+        if plan is None:
+            engine.drain_dones()
+            continue
+        for token in engine.run(plan, moe).tokens:
+            assert token.index == len(out[token.request_id])
+            out[token.request_id].append(token.token)
+    engine.blocks.check()
+    assert engine.stats().kv_blocks_used == 0
+    return out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens_equal_generate(folders, family):
+    folder = folders(family)
+    forward, moe = local.open_forward(folder)
+    limits = Limits(max_batch_tokens=24, prefill_chunk=7, max_context=512)
+    engine = local.open_engine(forward, limits, 32, scattered(32, 1))
+    requests = [
+        Request(str(i), prompt, NEW_TOKENS, eos_ids=(2,)) for i, prompt in enumerate(prompts())
+    ]
+    got = run_all(engine, moe, requests, arrive_every=2)
+    for i, prompt in enumerate(prompts()):
+        assert got[str(i)] == generate(folder, prompt), f"{family}, prompt {i}"
+    assert len({token for tokens in got.values() for token in tokens}) > 5
+
+
+def test_experts_in_scattered_slots_change_no_token(folders, qwen3):
+    forward, moe = qwen3
+    state = AutoModelForCausalLM.from_pretrained(folders("qwen3")).state_dict()
+    other = LocalMoe(local.slots_from_state(forward.template, state, scattered(16, 5)))
+    limits = Limits(max_context=512)
+    requests = [Request(str(i), prompt, 6) for i, prompt in enumerate(prompts())]
+    first = run_all(local.open_engine(forward, limits, 32), moe, requests)
+    assert run_all(local.open_engine(forward, limits, 32), other, requests) == first
+
+
+class Recorded:
+    """A forward pass that keeps the logits of every sampled row, by request and token index."""
+
+    def __init__(self, forward):
+        self.forward = forward
+        self.shape = forward.shape
+        self.seen = {}
+        self.plan = None
+
+    def run(self, batch, moe, kv):
+        logits_SV = self.forward.run(batch, moe, kv)
+        items = [item for item in self.plan.items if item.samples]
+        for row, item in enumerate(items):
+            key = item.sequence.request.id, item.sequence.generated
+            self.seen[key] = logits_SV[row].clone()
+        return logits_SV
+
+
+def logits_of(forward, moe, requests, limits, seed, arrive_every=0):
+    """Logits by (request, index)."""
+    recorded = Recorded(forward)
+    engine = local.open_engine(forward, limits, 32, scattered(32, seed))
+    engine.forward = recorded
+    plan_step = engine.plan
+
+    def plan():
+        recorded.plan = plan_step()
+        return recorded.plan
+
+    engine.plan = plan
+    run_all(engine, moe, requests, arrive_every)
+    return recorded.seen
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3-tied-window", "mixtral-window", "olmoe-clip"])
+def test_logits_have_the_same_bits_in_any_company(folders, family, backend, monkeypatch):
+    if backend == "reference":
+        monkeypatch.setattr(native, "extension", None)
+    elif native.extension is None:
+        pytest.skip("the compiled path is not built")
+    forward, moe = local.open_forward(folders(family))
+    requests = [Request(str(i), prompt, 6) for i, prompt in enumerate(prompts())]
+    chunked = Limits(max_batch_tokens=24, prefill_chunk=7, max_context=512)
+    whole = Limits(max_batch_tokens=300, prefill_chunk=300, max_context=512)
+    together = logits_of(forward, moe, requests, whole, seed=1)
+    staggered = logits_of(forward, moe, requests, chunked, seed=2, arrive_every=3)
+    alone = {}
+    for request in requests:
+        alone |= logits_of(forward, moe, [request], chunked, seed=3)
+    assert together.keys() == staggered.keys() == alone.keys()
+    for key, logits in together.items():
+        assert torch.equal(logits, staggered[key]), key
+        assert torch.equal(logits, alone[key]), key
+
+
+def test_a_replay_continues_with_the_tokens_it_would_have_had(qwen3):
+    forward, moe = qwen3
+    limits = Limits(max_context=512)
+    warm = Sampling(temperature=0.8, top_p=0.9, top_k=40, seed=11)
+    requests = [Request(f"{i}", p, 10, warm) for i, p in enumerate(prompts())]
+    whole = run_all(local.open_engine(forward, limits, 32), moe, requests)
+    assert len(set(whole["0"])) > 1
+    for cut in (1, 4, 9):
+        engine = local.open_engine(forward, limits, 32)
+        tail = []
+        for request in requests[:2]:
+            already = tuple(whole[request.id][:cut])
+            engine.submit(Request(request.id, request.prompt_ids, 10, warm, already=already))
+        while engine.has_work:
+            tail += engine.run(engine.plan(), moe).tokens
+        for token in tail:
+            assert token.token == whole[token.request_id][token.index]
+        assert {t.index for t in tail if t.request_id == "0"} == set(range(cut, 10))
+
+
+def test_preempted_requests_end_with_the_same_tokens(qwen3):
+    forward, moe = qwen3
+    limits = Limits(max_context=128, block_tokens=4, max_batch_tokens=32, prefill_chunk=8)
+    requests = [Request(str(i), prompt[:20], 30) for i, prompt in enumerate(prompts())]
+    roomy = run_all(local.open_engine(forward, limits, 200), moe, requests)
+    tight_engine = local.open_engine(forward, limits, 16)
+    assert run_all(tight_engine, moe, requests) == roomy
+    assert tight_engine.stats().preemptions > 0

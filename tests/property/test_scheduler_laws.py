@@ -1,0 +1,272 @@
+"""Laws of the scheduler over random loads, cancellations, failed steps and pool sizes.
+
+The model is a pure function of a request's tokens so far, so every request has one right answer;
+the KV is a dictionary from (block, position in it) to what was written there, so a plan that would
+read what was never written, or another request's block, is caught.
+"""
+
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moectl.agents.engine.batch import build_batch
+from moectl.agents.engine.kv import BlockAllocator
+from moectl.agents.engine.request import DoneReason, Request
+from moectl.agents.engine.schedule import EngineRefused, Limits, Scheduler
+
+EOS = 0
+LAWS = settings(max_examples=60, deadline=None)
+
+
+def next_token(tokens):
+    """The model: any fixed function of the tokens; ends a request about once in twelve tokens."""
+    return (sum((i + 1) * t for i, t in enumerate(tokens)) * 2654435761 >> 7) % 12
+
+
+def right_answer(request, limits):
+    tokens = list(request.prompt_ids)
+    generated = []
+    while True:
+        generated.append(next_token(tokens + generated))
+        if generated[-1] == EOS:
+            return generated, DoneReason.STOP
+        total = len(tokens) + len(generated)
+        if len(generated) >= request.max_tokens or total >= limits.max_context:
+            return generated, DoneReason.LENGTH
+
+
+class Rig:
+    """Runs plans against a dictionary for KV and checks each plan on the way."""
+
+    def __init__(self, limits, blocks):
+        self.limits = limits
+        self.blocks = BlockAllocator(blocks)
+        self.scheduler = Scheduler(limits, self.blocks)
+        self.kv, self.tokens, self.dones = {}, {}, {}
+
+    def step(self, fails=False):
+        plan = self.scheduler.plan_step()
+        self.blocks.check()
+        if plan is None:
+            self.note((), self.scheduler.drain_dones())
+            return False
+        assert 0 < plan.row_count <= self.limits.max_batch_tokens
+        batch = build_batch(plan, self.scheduler.table_LW)
+        sampled = self.forward(plan, batch)
+        if not fails:
+            result = self.scheduler.complete_step(plan, sampled)
+            self.note(result.tokens, result.dones)
+        return True
+
+    def forward(self, plan, batch):
+        paged, size = batch.paged, self.limits.block_tokens
+        rows = range(batch.row_count)
+        for row in rows:
+            self.kv[self.place(paged, row, paged.position_T[row])] = batch.token_T[row]
+        assert (paged.lane_T[batch.row_count :] == -1).all()
+        sampled = []
+        for row in batch.sample_S[: batch.sampled_count]:
+            length = paged.position_T[row] + 1
+            sampled.append(
+                next_token([int(self.kv[self.place(paged, row, p)]) for p in range(length)])
+            )
+        held = [block for item in plan.items for block in item.sequence.blocks]
+        assert len(held) == len(set(held))
+        assert max(held) < self.blocks.total and size > 0
+        return sampled
+
+    def place(self, paged, row, position):
+        size = self.limits.block_tokens
+        return int(paged.table_LW[paged.lane_T[row], position // size]), int(position % size)
+
+    def note(self, tokens, dones):
+        for token in tokens:
+            assert token.request_id not in self.dones
+            got = self.tokens.setdefault(token.request_id, [])
+            assert token.index == len(got)
+            got.append(token.token)
+        for done in dones:
+            assert done.request_id not in self.dones
+            self.dones[done.request_id] = done.reason
+
+    def finish(self, most_steps):
+        for _ in range(most_steps):
+            if not self.scheduler.has_work:
+                break
+            self.step()
+        assert not self.scheduler.has_work
+        assert self.blocks.used_count == 0
+
+
+def load(seed, count, longest):
+    random = Random(seed)
+    return [
+        Request(
+            str(i),
+            tuple(random.randint(1, 11) for _ in range(random.randint(1, longest))),
+            random.randint(1, 20),
+            eos_ids=(EOS,),
+        )
+        for i in range(count)
+    ]
+
+
+budgets = st.builds(
+    Limits,
+    max_batch_tokens=st.integers(1, 40),
+    max_requests=st.integers(1, 8),
+    prefill_chunk=st.integers(1, 20),
+    block_tokens=st.integers(1, 8),
+    max_context=st.just(64),
+)
+
+
+@LAWS
+@given(
+    limits=budgets, seed=st.integers(0, 9999), count=st.integers(1, 12), spare=st.integers(0, 40)
+)
+def test_every_request_gets_its_own_right_answer(limits, seed, count, spare):
+    requests = load(seed, count, 40)
+    least = -(-limits.max_context // limits.block_tokens)
+    rig = Rig(limits, least + spare)
+    random = Random(seed)
+    for request in requests:
+        rig.scheduler.submit(request)
+        for _ in range(random.randint(0, 3)):
+            rig.step(fails=random.random() < 0.3)
+    rig.finish(5000)
+    for request in requests:
+        assert (rig.tokens[request.id], rig.dones[request.id]) == right_answer(request, limits)
+
+
+@LAWS
+@given(limits=budgets, seed=st.integers(0, 9999), count=st.integers(1, 10))
+def test_cancelled_requests_end_once_and_free_everything(limits, seed, count):
+    requests = load(seed, count, 40)
+    rig = Rig(limits, -(-limits.max_context // limits.block_tokens) + 4)
+    random = Random(seed)
+    cancelled = set()
+    for request in requests:
+        rig.scheduler.submit(request)
+        rig.step()
+        if random.random() < 0.5:
+            victim = random.choice(requests).id
+            if rig.scheduler.cancel(victim):
+                cancelled.add(victim)
+    rig.finish(5000)
+    assert rig.dones.keys() == {request.id for request in requests}
+    for request in requests:
+        tokens, reason = right_answer(request, limits)
+        if request.id in cancelled:
+            assert rig.dones[request.id] == DoneReason.CANCELLED
+            assert rig.tokens.get(request.id, []) == tokens[: len(rig.tokens.get(request.id, []))]
+        else:
+            assert (rig.tokens[request.id], rig.dones[request.id]) == (tokens, reason)
+
+
+@LAWS
+@given(seed=st.integers(0, 9999), changes=st.lists(st.integers(-12, 12), min_size=1, max_size=8))
+def test_growing_and_shrinking_the_pool_changes_no_answer(seed, changes):
+    limits = Limits(16, 6, 8, block_tokens=4, max_context=64)
+    rig = Rig(limits, 30)
+    requests = load(seed, 6, 40)
+    for request in requests:
+        rig.scheduler.submit(request)
+    for change in changes:
+        rig.step()
+        rig.step()
+        if change >= 0:
+            rig.blocks.grow(change)
+        elif rig.blocks.total + change >= 16:
+            rig.scheduler.preempt_blocks_from(rig.blocks.total + change)
+            rig.blocks.shrink(-change)
+        rig.blocks.check()
+    rig.finish(5000)
+    for request in requests:
+        assert (rig.tokens[request.id], rig.dones[request.id]) == right_answer(request, limits)
+
+
+def test_a_short_prompt_behind_long_ones_starts_within_a_round():
+    limits = Limits(max_batch_tokens=16, max_requests=8, prefill_chunk=8, max_context=4096)
+    rig = Rig(limits, 4096)
+    for i in range(4):
+        rig.scheduler.submit(Request(f"long{i}", tuple(1 for _ in range(1000)), 5))
+    rig.step()
+    rig.scheduler.submit(Request("short", (1, 2, 3), 5))
+    steps = 0
+    while "short" not in rig.tokens:
+        rig.step()
+        steps += 1
+    assert steps <= 4  # five prompts, two chunks a step
+
+
+def test_decoding_goes_on_in_every_step_while_a_long_prompt_is_read():
+    limits = Limits(max_batch_tokens=16, max_requests=8, prefill_chunk=8, max_context=4096)
+    rig = Rig(limits, 4096)
+    rig.scheduler.submit(Request("talks", (1, 2), 500))
+    rig.step()
+    rig.scheduler.submit(Request("reads", tuple(1 for _ in range(800)), 5))
+    for expected in range(2, 100):
+        rig.step()
+        assert len(rig.tokens["talks"]) == expected
+
+
+def test_a_queue_of_prompts_is_read_in_whole_rounds():
+    limits = Limits(max_batch_tokens=8, max_requests=6, prefill_chunk=4, max_context=4096)
+    rig = Rig(limits, 4096)
+    for i in range(4):
+        rig.scheduler.submit(Request(str(i), tuple(1 for _ in range(100)), 5))
+    for _ in range(10):
+        rig.step()
+    read = [sequence.computed for sequence in rig.scheduler._running]
+    assert max(read) - min(read) <= limits.prefill_chunk
+
+
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        (Request("a", (), 5), "empty"),
+        (Request("a", (1,), 0), "no token"),
+        (Request("a", tuple(range(64)), 5), "context"),
+        (Request("a", tuple(range(40)), 20), "KV blocks"),
+    ],
+)
+def test_what_can_never_run_is_refused_with_its_reason(request_, why):
+    scheduler = Scheduler(Limits(block_tokens=4, max_context=64), BlockAllocator(12))
+    with pytest.raises(EngineRefused, match=why):
+        scheduler.submit(request_)
+    assert not scheduler.has_work
+
+
+def test_the_queue_has_a_limit_and_ids_are_unique():
+    scheduler = Scheduler(Limits(max_queued=2), BlockAllocator(8))
+    scheduler.submit(Request("a", (1,), 5))
+    with pytest.raises(EngineRefused, match="already"):
+        scheduler.submit(Request("a", (1,), 5))
+    scheduler.submit(Request("b", (1,), 5))
+    with pytest.raises(EngineRefused, match="queue full"):
+        scheduler.submit(Request("c", (1,), 5))
+
+
+def test_a_replay_with_nothing_left_to_do_ends_at_once():
+    scheduler = Scheduler(Limits(), BlockAllocator(8))
+    scheduler.submit(Request("full", (1, 2), 3, already=(5, 6, 7)))
+    scheduler.submit(Request("ended", (1, 2), 9, eos_ids=(EOS,), already=(5, EOS)))
+    assert scheduler.plan_step() is None and scheduler.has_work
+    assert [done.reason for done in scheduler.drain_dones()] == ["length", "stop"]
+    assert not scheduler.has_work
+
+
+def test_planning_twice_gives_the_same_rows():
+    scheduler = Scheduler(Limits(16, 8, 8), BlockAllocator(64))
+    for i in range(4):
+        scheduler.submit(Request(str(i), tuple(range(1, 30)), 5))
+    first, second = scheduler.plan_step(), scheduler.plan_step()
+    assert first == second
+    assert np.array_equal(
+        build_batch(first, scheduler.table_LW).token_T,
+        build_batch(second, scheduler.table_LW).token_T,
+    )
