@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.errors import UsageError
 from ..core.units import format_bytes
-from .fleet_view import TransitionView
+from .fleet_view import FleetView, TransitionView
 from .progress import Progress
 
 PHASES = ("prepare", "commit", "retire", "done")
@@ -33,8 +33,10 @@ def check_width_text(text: str) -> str:
 def plan_lines(answer: Mapping[str, Any]) -> list[str]:
     """What the controller says it will do."""
     plan = answer.get("plan")
+    if answer.get("unchanged") and not plan:
+        return [f"{answer.get('model')} is spread over {answer.get('to_width')} devices already"]
     if not plan:
-        return [str(answer.get("message") or "nothing to change")]
+        return ["nothing to change"]
     prediction = plan.get("prediction", plan)
     lines = [
         f"moves {format_bytes(int(prediction['bytes_moved']))} of experts "
@@ -47,6 +49,12 @@ def plan_lines(answer: Mapping[str, Any]) -> list[str]:
     if shared:
         lines.insert(1, f"joining devices also load {format_bytes(shared)} of other weights")
     return lines
+
+
+def is_settled(fleet: FleetView, answer: Mapping[str, Any]) -> bool:
+    """Whether an accepted scale asks for what is there: then there is no transition to wait for."""
+    model = fleet.model(str(answer.get("model")))
+    return bool(answer.get("unchanged")) and (model is None or model.active is None)
 
 
 def tell_phases(progress: Progress) -> Callable[[TransitionView], None]:

@@ -19,7 +19,10 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 200,
     temperature: Annotated[
         float, typer.Option(min=0, max=2, help="0 = always the likeliest token.")
-    ] = 0.0,
+    ] = 0.6,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Draw from the likeliest tokens of this share.")
+    ] = 0.9,
     seed: Annotated[int | None, typer.Option(help="Seed for temperatures above 0.")] = None,
 ) -> None:
     """Talk to a model; answers stream to stdout.
@@ -31,7 +34,7 @@ def chat(
     Examples:
       moectl chat
       moectl chat -m "read a file and count its lines"
-      moectl chat chat -m "sort a list of names" --temperature 0.7 --seed 1
+      moectl chat chat -m "sort a list of names" --seed 1
     """
     from ...core.paths import Home
     from ..gateway_client import ChatOptions, GatewayClient
@@ -39,7 +42,7 @@ def chat(
 
     home = Home.from_environment()
     instance = require_instance(home)
-    options = ChatOptions(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    options = ChatOptions(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     with GatewayClient(instance.gateway_url, read_token(home)) as client:
         name = model or client.only_model()
         history: list[dict[str, str]] = []

@@ -17,7 +17,7 @@ def demo(
     conversations: Annotated[
         int, typer.Option(min=1, max=64, help="Conversations streamed at once.")
     ] = 6,
-    seed: Annotated[int, typer.Option(help="Seed of the sampled conversation.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of the sampled conversations.")] = 7,
     keep_logs: Annotated[
         Path | None, typer.Option("--keep-logs", help="Copy the fleet's logs into this folder.")
     ] = None,

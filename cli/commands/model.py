@@ -12,6 +12,7 @@ def build_app() -> typer.Typer:
     app.command("train")(train)
     app.command("init")(init)
     app.command("facts")(facts)
+    app.command("routing")(routing)
     return app
 
 
@@ -131,3 +132,24 @@ def facts(
             print(f"{key:22} {value}")
     else:
         print_data(plain, output)
+
+
+def routing(
+    folder: Annotated[Path, typer.Argument(help="Folder of a checkpoint.")],
+    tokens: Annotated[int, typer.Option(min=4096, help="Tokens of held-out text.")] = 16384,
+) -> None:
+    """Print how a model routes text of the standard library: skew, and what can be foreseen.
+
+    \b
+    Examples:
+      moectl model routing clusters/models/demo
+    """
+    from ..train.routing import measure_routing
+
+    print("layer  experts used  hottest/mean  by popularity  by the layer before")
+    for row in measure_routing(folder, tokens):
+        before = "-" if row.named_by_layer_before is None else f"{row.named_by_layer_before:.2f}"
+        print(
+            f"{row.layer:5}  {row.experts_used:12}  {row.hottest_over_mean:12.1f}"
+            f"  {row.named_by_popularity:13.2f}  {before:>19}"
+        )

@@ -51,18 +51,19 @@ def scale(
 
     from ..instance import connect
     from ..render import print_data
-    from ..scaling import check_width_text, plan_lines, summary_lines
+    from ..scaling import check_width_text, is_settled, plan_lines, summary_lines
 
     wanted = check_width_text(experts)
     with connect() as client:
         operation_id = f"scale-{uuid.uuid4().hex[:12]}"
         answer = client.scale(model, wanted, operation_id=operation_id, dry_run=dry_run)
         plan = answer.get("plan") or {}
-        if dry_run or not wait or not answer.get("operation_id"):
-            print_data(answer, output) if output != "text" else _print(plan_lines(answer))
-            return
         if output == "text":
             _print(plan_lines(answer))
+        if dry_run or not wait or is_settled(client.fleet(), answer):
+            if output != "text":
+                print_data(answer, output)
+            return
         ended = _follow(client, str(answer["operation_id"]), timeout)
         if output == "text":
             _print(summary_lines(ended))

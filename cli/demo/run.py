@@ -130,10 +130,14 @@ def _act(
 
 
 def _chat_options(options: DemoOptions) -> list[ChatOptions]:
-    """Greedy for all but the last conversation, which is drawn from the seed."""
-    greedy = [ChatOptions(max_tokens=MAX_TOKENS)] * (options.conversations - 1)
-    sampled = ChatOptions(max_tokens=MAX_TOKENS, temperature=0.8, top_p=0.95, seed=options.seed)
-    return [*greedy, sampled]
+    """Greedy and sampled in turn: both must come out the same whatever happens to the fleet."""
+    greedy = ChatOptions(max_tokens=MAX_TOKENS)
+    return [
+        ChatOptions(max_tokens=MAX_TOKENS, temperature=0.6, top_p=0.9, seed=options.seed + index)
+        if index % 2
+        else greedy
+        for index in range(options.conversations)
+    ]
 
 
 def _model_of(spec: str) -> str:

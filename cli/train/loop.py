@@ -17,6 +17,7 @@ from . import corpus
 from .tokenizer import save_tokenizer, train_tokenizer
 
 CHECKPOINT_STEPS = 200
+REPORT_STEPS = 20
 EVAL_SHARE = 0.02  # the last documents, never trained on
 
 
@@ -63,7 +64,7 @@ def model_config(options: TrainOptions) -> Any:
         mlp_only_layers=[],
         max_position_embeddings=options.context_tokens,
         tie_word_embeddings=True,
-        router_aux_loss_coef=0.0,  # balanced layer by layer instead, see `balance_loss`
+        router_aux_loss_coef=options.router_aux_weight,
         output_router_logits=False,
         bos_token_id=0,
         eos_token_id=0,
@@ -102,23 +103,6 @@ def batch_at(step: int, tokens: Any, options: TrainOptions) -> Any:
     return torch.stack(rows).long()
 
 
-def balance_loss(router_logits: Any, experts_per_token: int) -> Any:
-    """How unevenly each layer uses its experts: 1.0 when even, averaged over layers.
-
-    The library's own loss pools all layers, so that one layer may starve an expert that another one
-    favours; here every layer answers for itself. Shapes: router_logits L x [N, E].
-    """
-    import torch
-
-    losses = []
-    for logits_NE in router_logits:
-        share_NE = torch.softmax(logits_NE.float(), dim=-1)
-        top_NK = share_NE.topk(experts_per_token, dim=-1).indices
-        used_E = torch.zeros_like(share_NE).scatter_(1, top_NK, 1.0).mean(0) / experts_per_token
-        losses.append((used_E * share_NE.mean(0)).sum() * share_NE.shape[1])
-    return torch.stack(losses).mean()
-
-
 def evaluate(model: Any, tokens: Any, options: TrainOptions) -> float:
     """Mean loss in nats per token on text that was never trained on."""
     import torch
@@ -152,7 +136,8 @@ def train(
     torch.manual_seed(options.seed)
     model = Qwen3MoeForCausalLM(model_config(options))
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.05)
-    curve = _optimise(model, optimizer, train_N, held_N, options, out, report)
+    run = _Run(options, model, optimizer, out / "training.partial.safetensors")
+    curve = _optimise(run, train_N, held_N, report)
     record = {
         "options": asdict(options),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -164,48 +149,50 @@ def train(
     return record
 
 
-def _optimise(
-    model: Any,
-    optimizer: Any,
-    train_N: Any,
-    held_N: Any,
-    options: TrainOptions,
-    out: Path,
-    report: Callable[[dict[str, Any]], None],
-) -> list[dict[str, float]]:
-    import torch
+@dataclass(slots=True)
+class _Run:
+    """What one training run carries from step to step."""
 
-    state_path = out / "training.partial.safetensors"
-    first, curve = _resume(model, optimizer, state_path)
+    options: TrainOptions
+    model: Any
+    optimizer: Any
+    state_path: Path
+
+
+def _optimise(
+    run: _Run, train_N: Any, held_N: Any, report: Callable[[dict[str, Any]], None]
+) -> list[dict[str, float]]:
+    options = run.options
+    first, curve = _resume(run.model, run.optimizer, run.state_path)
     began = time.monotonic()
     for step in range(first, options.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, options)
-        ids_BS = batch_at(step, train_N, options)
-        output = model(input_ids=ids_BS, labels=ids_BS, output_router_logits=True)
-        loss = output.loss
-        balance = balance_loss(output.router_logits, options.experts_per_token)
-        optimizer.zero_grad(set_to_none=True)
-        (loss + options.router_aux_weight * balance).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if (step + 1) % 20 == 0:
-            done = (step + 1 - first) * ids_BS.numel()
+        loss = _take_step(run, step, batch_at(step, train_N, options))
+        if (step + 1) % REPORT_STEPS == 0:
+            done = (step + 1 - first) * options.batch_sequences * options.sequence_tokens
             rate = done / (time.monotonic() - began)
-            report(
-                {
-                    "step": step + 1,
-                    "steps": options.steps,
-                    "loss": loss.item(),
-                    "tokens_per_s": rate,
-                }
-            )
+            report({"step": step + 1, "steps": options.steps, "loss": loss, "tokens_per_s": rate})
         if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == options.steps:
-            held = evaluate(model, held_N, options)
-            curve.append({"step": step + 1, "train_loss": loss.item(), "held_out_loss": held})
-            _checkpoint(model, optimizer, state_path, step + 1, curve)
-    state_path.unlink(missing_ok=True)
+            held = evaluate(run.model, held_N, options)
+            curve.append({"step": step + 1, "train_loss": loss, "held_out_loss": held})
+            _checkpoint(run.model, run.optimizer, run.state_path, step + 1, curve)
+    run.state_path.unlink(missing_ok=True)
     return curve
+
+
+def _take_step(run: _Run, step: int, ids_BS: Any) -> float:
+    """One forward, backward and update; returns the loss in nats per token."""
+    import torch
+
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate_at(step, run.options)
+    # With router logits the library adds its balance loss, pooled over layers: weak enough that
+    # experts specialise, which is what a router of a large model looks like too.
+    loss = run.model(input_ids=ids_BS, labels=ids_BS, output_router_logits=True).loss
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+    run.optimizer.step()
+    return float(loss.item())
 
 
 def _checkpoint(

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 END_OF_TEXT = "<|endoftext|>"
-# The demo model only ever saw Python, so a chat turn is written as Python: what the person says is a
-# comment, what the model answers is the code below it.
+# The demo model only ever saw Python, so a chat turn is written as Python: what the person says is
+# a comment, two blank lines invite a definition, and what the model answers is the code below.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ message['content'] }}\n"
-    "{% else %}{% for line in message['content'].splitlines() %}# {{ line }}\n{% endfor %}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ message['content'] + '\\n\\n\\n' }}"
+    "{% else %}"
+    "{% for line in message['content'].splitlines() %}{{ '# ' + line + '\\n' }}{% endfor %}"
+    "{{ '\\n\\n' }}"
+    "{% endif %}"
     "{% endfor %}"
 )
 
