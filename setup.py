@@ -1,28 +1,33 @@
-"""Adds the one thing that pyproject.toml cannot say: an optional extension in C.
+"""Adds what pyproject.toml cannot say: two optional extensions in C.
 
-`moectl.kernels._paged` is the fast CPU path of the kernels. Without a compiler, or without its
-source, the install goes on and the reference path runs (`moectl.kernels.backend_name()` says so).
+`moectl.kernels._paged` is the fast CPU path of the kernels, `moectl.memory.cache._trajectory` the
+fast loops of the expert cache's policy. Without a compiler, or without a source, the install goes
+on and the reference paths run (`backend_name()` of each room says so).
 """
 
 from pathlib import Path
 
 from setuptools import Extension, setup
 
-SOURCE = Path("kernels/_paged.c")  # relative to this file: builds run in its folder
+# Module -> source, relative to this file: builds run in its folder.
+SOURCES = {
+    "moectl.kernels._paged": Path("kernels/_paged.c"),
+    "moectl.memory.cache._trajectory": Path("memory/cache/_trajectory.c"),
+}
 
 
 def extensions() -> list[Extension]:
-    """The optional extension, if its source is here."""
-    if not SOURCE.exists():
-        return []
+    """The optional extensions whose sources are here."""
     return [
         Extension(
-            "moectl.kernels._paged",
-            [str(SOURCE)],
-            depends=[str(header) for header in sorted(Path("kernels").glob("_*.h"))],
+            name,
+            [str(source)],
+            depends=[str(header) for header in sorted(source.parent.glob("_*.h"))],
             extra_compile_args=["-O3", "-std=gnu11"],
             optional=True,
         )
+        for name, source in SOURCES.items()
+        if source.exists()
     ]
 
 

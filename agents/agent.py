@@ -21,11 +21,12 @@ from ..core.errors import ConflictError, MoectlError
 from ..core.paths import NodeHome
 from ..core.records import Keys, NodeRecord, to_json
 from ..core.store.protocol import Store
-from .children import FORK_SERVER, HMM, Children
+from .children import FORK_SERVER, Children
 from .config import AgentConfig, load_agent_config
 from .events import EventLog
 from .follow import follow
 from .node import Node
+from .page_maps import PageMaps
 from .picture import Picture
 from .probe import memory_warning, probe
 from .publish import Publisher
@@ -51,6 +52,7 @@ class Agent:
         self._events = EventLog(store, self._keys, f"agent.{config.node.name}", clock)
         self._children = Children(config, self._home)
         self._started_at = clock.now()
+        self._page_maps = PageMaps(config.node.name, self._keys, self._publisher)
         self._warmer = Warmer(self._picture, self._children.fork_server)
         self.node = Node(
             config, self._home, self._picture, self._children, self._publisher, self._events
@@ -65,7 +67,7 @@ class Agent:
             asyncio.create_task(self._events.run()),
         ]
         try:
-            await self._children.ensure()
+            await self._children.ensure_all()
             await self.node.workers.adopt()
             await self._register()
             if warning:
@@ -129,19 +131,15 @@ class Agent:
         name = self._config.node.name
         stats = await gather_stats(name, self.node.workers, self.node.memory, self._clock)
         self._publisher.put(self._keys.stats_of(name), to_json(stats))
+        await self._page_maps.tell(self.node.memory, self.node.workers)
         await self.node.sweep()
 
     async def _keep_children(self) -> None:
-        """Start again what died. Without the HMM no page table is left: its workers end with it."""
+        """Start again what died."""
         subject = f"node/{self._config.node.name}"
-        if not self._children.is_running(HMM):
-            self._events.tell("error", subject, "HmmLost", "the HBM manager died; workers end")
-            await self.node.end_all_as_lost("the HBM manager of its node died")
-            await self.node.memory.close()
-            await self._children.restart(HMM)
-        if not self._children.is_running(FORK_SERVER):
-            self._events.tell("warning", subject, "ForkServerLost", "starting it again")
-            await self._children.restart(FORK_SERVER)
+        await self.node.keep_memory()
+        if await self._children.ensure(FORK_SERVER):
+            self._events.tell("warning", subject, "ForkServerLost", "it was started again")
             self._warmer.forget()
         if await self._children.ensure_store():
             self._events.tell("warning", subject, "StoreLost", "the rendezvous store is new")
@@ -169,7 +167,7 @@ async def serve(config: AgentConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    store = EtcdStore(list(config.etcd))
+    store = EtcdStore(list(config.etcd), security=config.etcd_security)
     try:
         await Agent(config, store, SystemClock()).run(stop)
     finally:

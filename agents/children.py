@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.errors import DeadlineError, MoectlError
@@ -28,6 +28,7 @@ from ..core.paths import (
     remove_run_file,
     write_run_file,
 )
+from ..memory.hmm.client import HmmClient
 from .config import AgentConfig
 from .launch import client as launch_client
 from .launch.client import ForkServerClient
@@ -39,6 +40,7 @@ FORK_SERVER = "forkserver"
 STORE = "store"
 
 READY_S = 120.0  # the first import of torch from a cold disk takes half a minute
+KNOCK_S = 1.0  # an HMM that lives answers in a millisecond
 END_S = 3.0  # SIGTERM to SIGKILL; all of them end in milliseconds
 
 
@@ -51,13 +53,38 @@ class Children:
         self._config = config
         self._home = home
         self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._locks = {HMM: asyncio.Lock(), FORK_SERVER: asyncio.Lock()}
 
-    async def ensure(self) -> None:
+    async def ensure_all(self) -> None:
         """Adopt or start all of them; raises MoectlError naming the log of the one that failed."""
-        await asyncio.gather(
-            self._ensure(HMM, self._hmm_argv), self._ensure(FORK_SERVER, self._fork_argv)
-        )
+        for role in (HMM, FORK_SERVER):
+            if self.is_running(role):
+                log.info("adopted %s pid %d", role, self._pid(role))
+        await asyncio.gather(self.ensure(HMM), self.ensure(FORK_SERVER))
         await self.ensure_store()
+
+    async def ensure(self, role: str) -> bool:
+        """Return when the role's process is ready to be used; True when it is a new one."""
+        async with self._locks[role]:  # one start at a time; others wait until it is ready
+            if self.is_running(role) or (role == HMM and await self._adopt_successor()):
+                return False
+            await self._start_ready(role)
+            if role == FORK_SERVER:
+                await self.fork_server.close()  # what is open leads to its predecessor
+            return True
+
+    async def _adopt_successor(self) -> bool:
+        """Whether another HMM serves in place of the one we know: an upgrade took over from it."""
+        try:
+            pid = await asyncio.to_thread(_hmm_pid, self._home.hmm_socket)
+        except MoectlError:
+            return False
+        process = process_id(pid)
+        if process is None:
+            return False
+        write_run_file(self._home.run_dir, HMM, process, self._hmm_argv(-1))
+        log.info("adopted hmm pid %d: it took over", pid)
+        return True
 
     async def ensure_store(self) -> bool:
         """Adopt or start the store; True when it is a new one."""
@@ -87,10 +114,6 @@ class Children:
         process = self.process(role)
         return process is not None and is_alive(process)
 
-    async def restart(self, role: str) -> None:
-        """Start a role whose process is gone."""
-        await self._ensure(role, self._hmm_argv if role == HMM else self._fork_argv)
-
     async def stop_all(self) -> None:
         """End store, fork server and HMM, in this order."""
         await self.fork_server.close()
@@ -104,13 +127,10 @@ class Children:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     await asyncio.to_thread(started.wait, END_S)
 
-    async def _ensure(self, role: str, argv_of: Callable[[int], list[str]]) -> None:
-        if self.is_running(role):
-            log.info("adopted %s pid %d", role, self._pid(role))
-            return
+    async def _start_ready(self, role: str) -> None:
         reading, writing = os.pipe()
         try:
-            argv = argv_of(writing)
+            argv = self._hmm_argv(writing) if role == HMM else self._fork_argv(writing)
             child = await asyncio.to_thread(self._start, role, argv, writing)
         finally:
             os.close(writing)
@@ -155,6 +175,11 @@ class Children:
     def _pid(self, role: str) -> int:
         process = self.process(role)
         return -1 if process is None else process.pid
+
+
+def _hmm_pid(socket_path: Path) -> int:
+    with HmmClient(socket_path, "agent", KNOCK_S) as client:
+        return client.hmm_pid
 
 
 async def _until_ready(child: subprocess.Popen[bytes], fd: int, log_path: Path) -> None:

@@ -4,12 +4,13 @@ It must never hold the data-plane secret itself: only the path of the file it st
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import ProtocolError, UsageError
 from ..core.records import DeviceRecord, from_plain
+from ..core.store.security import EtcdSecurity
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class AgentConfig:
     secret_file: str  # hex secret of the data plane
     instance: str = ""  # MOECTL_INSTANCE of every child
     lease_ttl_s: float = 5.0
+    etcd_security: EtcdSecurity = field(default_factory=EtcdSecurity)
 
     def __post_init__(self) -> None:
         if not self.etcd:

@@ -65,7 +65,7 @@ class Control:
                 f"worker {self._path.name} did not answer {op!r} within {deadline_s:g} s"
             ) from error
         finally:
-            self._calls.pop(number, None)
+            _discard(self._calls.pop(number, None))
         if reply.get("ok") is not True:
             raise WorkerError(f"{op}: {reply.get('error', 'refused')}")
         return reply
@@ -123,3 +123,9 @@ class Control:
         for reply in self._calls.values():
             if not reply.done():
                 reply.set_exception(WorkerError(f"{self._path.name}: the connection broke"))
+
+
+def _discard(reply: asyncio.Future[dict[str, Any]] | None) -> None:
+    """Let a reply that nobody waits for any more go without a complaint."""
+    if reply is not None and not reply.cancel() and not reply.cancelled():
+        reply.exception()

@@ -7,15 +7,27 @@ connection that is made again after a break. The agent never maps a page.
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..core.errors import DeadlineError, MemoryPoolError
 from ..core.records import DeviceUsage
 from ..memory.hmm.client import HmmClient
+from ..memory.layout import device_of_layout
 
 T = TypeVar("T")
 CLIENT_NAME = "agent"
+
+
+@dataclass(frozen=True, slots=True)
+class PageTable:
+    """One device's pages: runs (first, count) by owner, free ones under "", and its layouts."""
+
+    page_bytes: int
+    reserved: int
+    owners: dict[str, list[tuple[int, int]]]
+    layouts: dict[str, dict[str, Any]]
 
 
 class MemoryBook:
@@ -43,6 +55,33 @@ class MemoryBook:
             for owner, pages in device["used"].items()
             if pages
         )
+
+    async def page_tables(self) -> "dict[str, PageTable]":
+        """Who holds which pages of each device, and the layouts that say what is on them."""
+
+        def read(client: HmmClient) -> dict[str, PageTable]:
+            layouts = {name: client.get_layout(name) or {} for name in client.layouts()}
+            return {
+                str(used["device"]): PageTable(
+                    page_bytes=int(used["page_bytes"]),
+                    reserved=int(used["reserved"]),
+                    owners=client.owners(str(used["device"])),
+                    layouts={
+                        name: plain
+                        for name, plain in layouts.items()
+                        if device_of_layout(name) == used["device"]
+                        and not name.startswith("shared:")
+                    },
+                )
+                for used in client.usage()
+            }
+
+        return await self._call(read)
+
+    async def lost(self) -> list[tuple[str, str, int]]:
+        """(device, owner, pages) that a new HMM could not save from its predecessor."""
+        told = await self._call(lambda client: client.recovery()["lost"])
+        return [(str(each["device"]), str(each["owner"]), int(each["pages"])) for each in told]
 
     async def free_model(self, model: str, device: str) -> int:
         """Free every page and layout of a model on a device; returns the number of pages."""

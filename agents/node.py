@@ -5,16 +5,11 @@ decisions and the performer of actions. It writes worker records, acknowledgemen
 through the publisher, which never blocks it; with the store away everything here goes on.
 """
 
-import asyncio
 import logging
-import time
-from collections.abc import Coroutine, Iterable
-from typing import Any
 
-from ..core.errors import MoectlError
-from ..core.paths import NodeHome, end_process
+from ..core.paths import NodeHome
 from ..core.plan import DeviceId, Phase
-from ..core.records import AckRecord, Keys, TransitionRecord, WorkerRecord, to_json
+from ..core.records import AckRecord, Keys, TransitionRecord, to_json
 from ..core.transitions import WorkerState
 from .actions import Answer, Free, Spawn, Stop
 from .children import FORK_SERVER, Children
@@ -22,11 +17,13 @@ from .config import AgentConfig
 from .events import EventLog
 from .executor import Seen, decide
 from .launch.orders import WorkerLaunch
+from .losses import Losses
 from .memory_book import MemoryBook
+from .mend import Mender
 from .perform import Hands, Performer
 from .picture import Picture
 from .publish import Publisher
-from .sweep import Finding, Lasting, Leftover, Missing, Scene, Stale, Stray, sweep
+from .sweep import Missing
 from .worker import LocalWorker
 from .workers import Workers, worker_log
 
@@ -57,10 +54,11 @@ class Node:
         self._children = children
         self._publisher = publisher
         self._events = events
-        self._lasting = Lasting()
         self._answered: dict[str, Phase] = {}
-        self._losses_told: set[tuple[str, DeviceId, int]] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._losses = Losses(self._name, self._keys, picture, publisher, events)
+        self._mender = Mender(
+            self._name, picture, self.workers, self.memory, self._losses, self._end
+        )
         self._performer = Performer(
             Hands(
                 find=lambda action, transition: self.workers.get(transition.model, action.device),
@@ -86,13 +84,17 @@ class Node:
     async def close(self) -> None:
         """Stop acting; workers are left as they are."""
         await self._performer.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._losses.close()
         await self.workers.close()
         await self.memory.close()
 
-    # ------------------------------------------------------------------ deciding
+    async def sweep(self) -> None:
+        """Mend what is amiss between transitions; about once a second."""
+        await self._mender.sweep()
+
+    async def keep_memory(self) -> None:
+        """Return when the HMM runs; see `Mender.keep_memory`."""
+        await self._mender.keep_memory(self._children, self._events)
 
     def _turn(self) -> None:
         transitions = self._picture.transitions
@@ -100,9 +102,7 @@ class Node:
             self._performer.start(transition, decide(transition, self._seen(transition)))
         self._performer.forget_except(transitions)
         self._answered = {k: v for k, v in self._answered.items() if k in transitions}
-        for record in list(self._picture.workers.values()):
-            if record.state is WorkerState.LOST and record.device.node != self._name:
-                self._tell_of_loss(record.model, record.device, record.instance, record.epoch)
+        self._losses.hear(self.workers)
 
     def _seen(self, transition: TransitionRecord) -> Seen:
         name = transition.operation_id
@@ -113,11 +113,9 @@ class Node:
             answered=self._answered.get(name),
         )
 
-    # ------------------------------------------------------------------ acting
-
     async def _spawn(self, action: Spawn, transition: TransitionRecord) -> None:
-        if not self._children.is_running(FORK_SERVER):
-            await self._children.restart(FORK_SERVER)  # its death is noticed once a second only
+        await self.keep_memory()  # deaths of helpers are noticed once a second only
+        await self._children.ensure(FORK_SERVER)
         model, device = transition.model, action.device
         launch = WorkerLaunch(
             model=model,
@@ -139,6 +137,15 @@ class Node:
         worker = self.workers.get(transition.model, action.device)
         if worker is not None and worker.instance == action.instance:
             await self._end(worker)
+            self._restore_loss(action.device, transition)
+
+    def _restore_loss(self, device: DeviceId, transition: TransitionRecord) -> None:
+        """A heal was undone: the rank it was to replace is as lost as before."""
+        old = transition.old
+        rank = None if old is None else old.rank_of(device)
+        if transition.phase is Phase.FORFEIT and old is not None and rank is not None:
+            missing = Missing(old.model, device, old.instances[rank], rank, old.epoch)
+            self._losses.report_missing(missing, self.workers)
 
     async def _end(self, worker: LocalWorker) -> None:
         await self.workers.stop(worker)
@@ -147,11 +154,11 @@ class Node:
             self._publisher.delete(self._keys.worker(worker.model, worker.device))
 
     async def _free(self, action: Free, transition: TransitionRecord) -> float:
-        worker = self.workers.get(transition.model, action.device)
-        if worker is not None:
-            await self.workers.forget(transition.model, action.device)
-        self._publisher.delete(self._keys.worker(transition.model, action.device))
-        return float(await self.memory.free_model(transition.model, action.device.device))
+        model, device = transition.model, action.device
+        pages = await self.memory.free_model(model, device.device)
+        await self.workers.forget(model, device)
+        self._publisher.delete(self._keys.worker(model, device))
+        return float(pages)
 
     def _answer(self, action: Answer, transition: TransitionRecord) -> None:
         record = AckRecord(
@@ -173,131 +180,12 @@ class Node:
             action.error,
         )
 
-    # ------------------------------------------------------------------ deaths
-
     def _on_worker_change(self, worker: LocalWorker) -> None:
         """A worker reported, said something, or died."""
         if self.workers.get(worker.model, worker.device) is worker and not worker.is_stopping:
-            key = self._keys.worker(worker.model, worker.device)
-            self._publisher.put(key, to_json(worker.record()))
             if worker.state is WorkerState.LOST:
-                self._on_loss(worker.record())
+                self._losses.report(worker.record(), self.workers)
+            else:
+                key = self._keys.worker(worker.model, worker.device)
+                self._publisher.put(key, to_json(worker.record()))
         self._picture.changes.notify()
-
-    def _on_loss(self, record: WorkerRecord) -> None:
-        subject = f"worker/{record.model}/{record.device}"
-        message = f"instance {record.instance} in epoch {record.epoch}: {record.message}"
-        self._events.tell("error", subject, "WorkerLost", message)
-        self._tell_of_loss(record.model, record.device, record.instance, record.epoch)
-
-    def _tell_of_loss(self, model: str, device: DeviceId, instance: int, epoch: int) -> None:
-        """Let this node's workers stop waiting for a dead peer, once per death."""
-        if (model, device, instance) in self._losses_told:
-            return
-        self._losses_told.add((model, device, instance))
-        if len(self._losses_told) > 10_000:  # deaths of months; forgetting repeats a harmless word
-            self._losses_told.clear()
-        epochs = {epoch} | self._epochs_joining(model, device, instance)
-        for worker in self.workers.of(model):
-            if worker.device != device and not worker.is_dead:
-                for lost in sorted(epochs):
-                    self._in_background(_tell_peer_lost(worker, lost))
-
-    def _epochs_joining(self, model: str, device: DeviceId, instance: int) -> set[int]:
-        """Epochs in preparation that the dead worker was to be a part of."""
-        return {
-            transition.new.epoch
-            for transition in self._picture.transitions.values()
-            if transition.model == model
-            and (device, instance)
-            in zip(transition.new.ranks, transition.new.instances, strict=True)
-        }
-
-    async def end_all_as_lost(self, message: str) -> None:
-        """Kill every worker at once and report each as lost."""
-        for worker in self.workers:
-            worker.message = message
-        alive = [worker for worker in self.workers if not worker.is_dead]
-        ends = [asyncio.to_thread(end_process, worker.process, 0.0) for worker in alive]
-        await asyncio.gather(*ends)
-
-    # ------------------------------------------------------------------ sweeping
-
-    async def sweep(self) -> None:
-        """End and free what belongs to nobody, report what is missing; about once a second."""
-        if not self._picture.is_complete:
-            return
-        findings = sweep(await self._scene())
-        for finding in self._lasting.filter(findings, time.monotonic()):
-            await self._mend(finding)
-
-    async def _scene(self) -> Scene:
-        held = await self.memory.holders()
-        workers = list(self.workers)
-        return Scene(
-            node=self._name,
-            placements=self._picture.placements,
-            busy=self._picture.busy_models(),
-            alive={(w.model, w.device): w.instance for w in workers if not w.is_dead},
-            known=frozenset(self._known_losses(workers)),
-            held=frozenset((model, DeviceId(self._name, device)) for model, device in held),
-            prepared={
-                (w.model, w.device): w.report.prepared_operation
-                for w in workers
-                if w.report.prepared_operation and not w.is_dead
-            },
-        )
-
-    def _known_losses(self, workers: Iterable[LocalWorker]) -> Iterable[tuple[str, DeviceId, int]]:
-        for worker in workers:
-            if worker.is_dead:
-                yield worker.model, worker.device, worker.instance
-        for record in self._picture.workers.values():
-            if record.state is WorkerState.LOST and record.device.node == self._name:
-                yield record.model, record.device, record.instance
-
-    async def _mend(self, finding: Finding) -> None:
-        match finding:
-            case Stray(model, device):
-                worker = self.workers.get(model, device)
-                if worker is not None:
-                    log.warning("ending worker %s %s: no placement names it", model, device)
-                    await self._end(worker)
-            case Leftover(model, device):
-                pages = await self.memory.free_model(model, device.device)
-                log.warning("freed %d pages of %s on %s: left over", pages, model, device)
-            case Stale(model, device, operation_id):
-                worker = self.workers.get(model, device)
-                if worker is not None:
-                    log.warning("worker %s %s forfeits %s: it is over", model, device, operation_id)
-                    await worker.control.call("forfeit", operation_id=operation_id)
-            case Missing():
-                self._report_missing(finding)
-
-    def _report_missing(self, missing: Missing) -> None:
-        record = WorkerRecord(
-            model=missing.model,
-            rank=missing.rank,
-            device=missing.device,
-            instance=missing.instance,
-            epoch=missing.epoch,
-            state=WorkerState.LOST,
-            address="",
-            pid=0,
-            message="no such worker runs on its node",
-        )
-        self._publisher.put(self._keys.worker(missing.model, missing.device), to_json(record))
-        self._on_loss(record)
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-async def _tell_peer_lost(worker: LocalWorker, epoch: int) -> None:
-    try:
-        await worker.control.call("peer_lost", epoch=epoch)
-    except MoectlError as error:
-        if not worker.is_dead:
-            log.warning("worker %s %s: %s", worker.model, worker.device, error.message)

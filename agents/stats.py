@@ -34,8 +34,10 @@ async def gather_stats(node: str, workers: Workers, memory: MemoryBook, clock: C
 async def _worker_stats(worker: LocalWorker) -> WorkerStats | None:
     try:
         reply = await worker.control.call("stats", ANSWER_S)
+        worker.pulse.heard()
         return from_plain(WorkerStats, reply["stats"])
     except (MoectlError, KeyError) as error:
+        worker.pulse.missed_one()
         log.debug("worker %s %s: no stats: %s", worker.model, worker.device, error)
         return None
 

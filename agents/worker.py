@@ -23,6 +23,7 @@ from .actions import Outcome
 from .changes import Changes
 from .control import Control
 from .executor import SeenWorker
+from .pulse import Pulse
 
 log = logging.getLogger("moectl.agent.worker")
 
@@ -67,6 +68,7 @@ class LocalWorker:
     is_dead: bool = False
     died: asyncio.Event = field(default_factory=asyncio.Event)
     changes: Changes = field(default_factory=Changes)
+    pulse: Pulse = field(default_factory=Pulse)
     control: Control = field(init=False)
     _events: dict[tuple[str, str], Outcome] = field(default_factory=dict)
     _pidfd: int = -1

@@ -5,6 +5,8 @@ Every call has a deadline; foreign errors become ours here. The token is sent an
 """
 
 import json
+import ssl
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,18 +18,24 @@ from .exit_codes import error_from_body
 from .fleet_view import FleetView, fleet_from_plain
 
 CALL_DEADLINE_S = 15.0  # the API answers in milliseconds; admission of a large plan takes seconds
+RECONNECT_S = 0.5  # between attempts to take a broken stream up again
+RECONNECTS_MAX = 120  # in a row: a minute without the controller
 SILENCE_MAX_S = 30.0  # the watch sends heartbeats far more often
 
 
 class ApiClient:
     """Calls of `/v1` as methods; use as a context manager."""
 
-    def __init__(self, base_url: str, token: str, *, deadline_s: float = CALL_DEADLINE_S) -> None:
+    def __init__(
+        self, base_url: str, token: str, *, deadline_s: float = CALL_DEADLINE_S, ca_file: str = ""
+    ) -> None:
         self._base_url = base_url
+        trust = ssl.create_default_context(cafile=ca_file) if ca_file else True
         self._http = httpx.Client(
             base_url=base_url,
             headers={"Authorization": f"Bearer {token}"},
             timeout=deadline_s,
+            verify=trust,
             trust_env=False,  # a proxy must never see the fleet's token
         )
 
@@ -49,9 +57,9 @@ class ApiClient:
         """POST a JSON body to /v1/PATH."""
         return self._call("POST", path, json=body)
 
-    def delete(self, path: str) -> Any:
+    def delete(self, path: str, **params: Any) -> Any:
         """DELETE /v1/PATH."""
-        return self._call("DELETE", path)
+        return self._call("DELETE", path, params=params)
 
     def fleet(self) -> FleetView:
         """One snapshot of everything."""
@@ -62,9 +70,11 @@ class ApiClient:
         body = {"documents": documents, "operation_id": operation_id, "dry_run": dry_run}
         return self.post("apply", body)
 
-    def scale(self, model: str, experts: str, *, operation_id: str, dry_run: bool) -> Any:
-        """Ask for another expert width: "8", "+2" or "-1"."""
-        body = {"experts": experts, "operation_id": operation_id, "dry_run": dry_run}
+    def scale(
+        self, model: str, experts: str, *, operation_id: str, dry_run: bool, take: bool = False
+    ) -> Any:
+        """Ask for another expert width: "8", "+2" or "-1"; `take` it from gitops if need be."""
+        body = {"experts": experts, "operation_id": operation_id, "dry_run": dry_run, "take": take}
         return self.post(f"models/{model}/scale", body)
 
     def watch(self) -> Iterator[FleetView]:
@@ -80,6 +90,33 @@ class ApiClient:
                         yield fleet_from_plain(json.loads(event.data))
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
+
+    def watch_events(self, subject: str | None = None) -> Iterator[dict[str, Any]]:
+        """The event log and what follows, over broken connections: none lost, none twice."""
+        last_id, tries = "", 0
+        while True:
+            try:
+                for event in self._stream_events(subject, last_id):
+                    last_id, tries = str(event["id"]), 0
+                    yield event
+            except httpx.HTTPError as error:
+                tries += 1
+                if tries > RECONNECTS_MAX:
+                    raise self._unreachable(error) from error
+            time.sleep(RECONNECT_S)
+
+    def _stream_events(self, subject: str | None, last_id: str) -> Iterator[dict[str, Any]]:
+        timeout = httpx.Timeout(CALL_DEADLINE_S, read=SILENCE_MAX_S)
+        headers = {"Last-Event-ID": last_id} if last_id else {}
+        params = {"subject": subject} if subject else {}
+        with self._http.stream(
+            "GET", "/v1/events/watch", timeout=timeout, headers=headers, params=params
+        ) as answer:
+            if answer.status_code >= 400:
+                answer.read()
+                raise self._refusal(answer, "GET", "events/watch")
+            for event in sse.events(answer.iter_lines()):
+                yield json.loads(event.data)
 
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
         try:

@@ -21,6 +21,7 @@ from ..core.records import (
     WorkerStats,
     from_plain,
 )
+from ..core.transitions import WorkerState
 
 TERMINAL = frozenset({"done", "forfeited"})
 
@@ -98,6 +99,21 @@ class ModelView:
             return False
         return any(c.type == "Ready" and c.status == "True" for c in self.status.conditions)
 
+    @property
+    def is_whole(self) -> bool:
+        """Ready, and every rank of the placement has a live worker that serves its epoch.
+
+        Stricter than `is_ready`, whose condition may be from before an outage.
+        """
+        if not self.is_ready or self.placement is None:
+            return False
+        serving = {
+            worker.device
+            for worker in self.workers
+            if worker.state is WorkerState.SERVING and worker.epoch == self.placement.epoch
+        }
+        return serving.issuperset(self.placement.ranks)
+
 
 @dataclass(frozen=True, slots=True)
 class FleetView:
@@ -112,6 +128,7 @@ class FleetView:
     events: tuple[EventRecord, ...] = ()
     endpoints: Mapping[str, str] = field(default_factory=dict)
     missing_nodes: tuple[str, ...] = ()  # declared and not alive
+    store_age_s: float = 0.0  # since the store last told the controller something
 
     def model(self, name: str) -> ModelView | None:
         """A model by its name."""
@@ -135,6 +152,7 @@ def fleet_from_plain(data: Any) -> FleetView:
             events=tuple(from_plain(EventRecord, item) for item in data["events"]),
             endpoints=_endpoints(data.get("endpoints") or {}),
             missing_nodes=tuple(data.get("missing_nodes") or ()),
+            store_age_s=float(data.get("store_age_s") or 0.0),
         )
     except (KeyError, TypeError) as error:
         raise ProtocolError(f"the fleet answer is not in the expected form: {error!r}") from error

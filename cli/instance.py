@@ -90,10 +90,15 @@ def read_token(home: Home) -> str:
 
 
 def connect(home: Home | None = None) -> "ApiClient":
-    """A client for the controller of the fleet in this home."""
+    """A client for the controller of the context in force: of this home's fleet by default."""
+    from . import contexts
     from .client import ApiClient
 
     where = home or Home.from_environment()
+    context = contexts.chosen(where)
+    if context is not None:
+        token = contexts.read_token_file(Path(context.token_file))
+        return ApiClient(context.api, token, ca_file=context.ca_file)
     instance = require_instance(where)
     return ApiClient(instance.api_url, read_token(where))
 

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..core.errors import UsageError
+from ..core.families import FAMILIES, LAYOUTS
 from ..core.records import to_plain
 from ..core.units import format_bytes
 from .fleet_view import FleetView, ModelView, TransitionView
 from .render import Column, Listing, Row
 
 # What people type, singular and short forms included.
-KINDS = ("nodes", "models", "workers", "transitions", "events", "pages")
+KINDS = ("nodes", "models", "workers", "transitions", "events", "pages", "engines")
 ALIASES = {
     "node": "nodes",
     "no": "nodes",
@@ -22,6 +23,7 @@ ALIASES = {
     "ev": "events",
     "page": "pages",
     "hbm": "pages",
+    "engine": "engines",
 }
 
 
@@ -42,17 +44,36 @@ def listing_of(fleet: FleetView, kind: str, name: str | None = None) -> Listing:
         "transitions": transitions,
         "events": events,
         "pages": pages,
+        "engines": lambda _: engines(),
     }
-    listing = makers[kind](fleet)
+    return only(makers[kind](fleet), name)
+
+
+def only(listing: Listing, name: str | None) -> Listing:
+    """The whole listing, or the one row of that name; raises UsageError when there is none."""
     if name is None:
         return listing
     rows = [row for row in listing.rows if listing.name_of(row) == name]
     if not rows:
         raise UsageError(
             f"no {listing.kind} named {name!r}",
-            next_step=f"`moectl get {kind} -o name` lists them",
+            next_step=f"`moectl get {listing.kind}s -o name` lists them",
         )
-    return Listing(listing.kind, rows, listing.columns, listing.name_of)
+    return Listing(listing.kind, rows, listing.columns, listing.name_of, listing.more)
+
+
+def engines() -> Listing:
+    """Families that the engine of this version executes, and the layouts it runs them in."""
+    rows: list[Row] = [to_plain(family) | {"layouts": LAYOUTS} for family in FAMILIES]
+    columns = (
+        Column("FAMILY", _get("name")),
+        Column("ARCHITECTURE", lambda row: ", ".join(row["architectures"])),
+        Column("KV", _get("kv")),
+        Column("EXPERTS", _get("experts")),
+        Column("WITH", _get("also")),
+        Column("LAYOUTS", _get("layouts")),
+    )
+    return Listing("engine", rows, columns, _get("name"))
 
 
 def nodes(fleet: FleetView) -> Listing:
@@ -93,7 +114,12 @@ def models(fleet: FleetView) -> Listing:
         Column("CHANGE", lambda row: row["change"] or "-"),
         Column("MESSAGE", _get("message")),
     )
-    return Listing("model", rows, columns, _get("name"))
+    layers = ("desired", "admitted", "allocated", "joined", "effective")
+    more = [
+        Column(word.upper(), lambda row, w=word: _of_status(row, f"{w}_width"), right=True)
+        for word in layers
+    ]
+    return Listing("model", rows, columns, _get("name"), more)
 
 
 def workers(fleet: FleetView) -> Listing:

@@ -8,6 +8,7 @@ second `up` on a running fleet changes nothing; on a half-dead one it starts wha
 
 import json
 import secrets
+import shutil
 import time
 import uuid
 from collections.abc import Sequence
@@ -166,10 +167,10 @@ class _Attempt:
             client.apply(wanted, operation_id=f"up-{uuid.uuid4().hex[:12]}", dry_run=False)
 
     def _tell_model(self, model: ModelView) -> None:
-        if model.is_ready:
+        if model.is_whole:
             return
         active = model.active
-        detail = f"{active.kind} {active.phase}" if active else "waiting for a placement"
+        detail = f"{active.kind} {active.phase}" if active else "waiting for its workers"
         self._progress.start(f"model {model.name}", detail)
 
 
@@ -224,10 +225,11 @@ def _create_instance(home: Home, cluster: "Document", options: UpOptions) -> Ins
 
 
 def _clear_remains(home: Home) -> None:
-    """End what an interrupted `up` or a removed instance file has left running."""
-    if not home.run_dir.is_dir():
-        return
+    """End what an interrupted `up` left running, and forget its logs: they would be misread."""
+    # The home itself must stay: the lock that we hold is on it.
     result = tear_down(home, keep_logs=True, report=lambda role, outcome: None)
+    for folder in (home.logs_dir, home.nodes_dir):
+        shutil.rmtree(folder, ignore_errors=True)
     if result.survivors:
         pids = ", ".join(str(pid) for pid in result.survivors)
         raise MoectlError(

@@ -11,7 +11,34 @@ import typer
 
 from ..core.errors import InvariantError, MoectlError
 from . import exit_codes
-from .commands import apply, chat, demo, doctor, down, get, model, scale, status, top, up, version
+from .commands import (
+    apply,
+    bench,
+    calibrate,
+    chat,
+    context,
+    delete,
+    demo,
+    describe,
+    diff,
+    doctor,
+    down,
+    events,
+    explain,
+    get,
+    hmm,
+    logs,
+    model,
+    plan,
+    release,
+    scale,
+    status,
+    token,
+    top,
+    trace,
+    up,
+    version,
+)
 
 HELP = """Serve Mixture-of-Experts models, and change the fleet while it serves.
 
@@ -37,11 +64,25 @@ def build_app() -> typer.Typer:
     app.command("doctor", rich_help_panel=local)(doctor.doctor)
     app.command("apply", rich_help_panel=fleet)(apply.apply)
     app.command("scale", rich_help_panel=fleet)(scale.scale)
+    app.command("plan", rich_help_panel=fleet)(plan.plan)
+    app.command("calibrate", rich_help_panel=fleet)(calibrate.calibrate)
+    app.command("diff", rich_help_panel=fleet)(diff.diff)
+    app.command("delete", rich_help_panel=fleet)(delete.delete)
+    app.command("release", rich_help_panel=fleet)(release.release)
     app.command("status", rich_help_panel=look)(status.status)
     app.command("get", rich_help_panel=look)(get.get)
+    app.command("describe", rich_help_panel=look)(describe.describe)
+    app.command("events", rich_help_panel=look)(events.events)
+    app.command("logs", rich_help_panel=look)(logs.logs)
+    app.command("explain", rich_help_panel=look)(explain.explain)
     app.command("top", rich_help_panel=look)(top.top)
     app.command("chat", rich_help_panel=other)(chat.chat)
     app.add_typer(model.build_app(), name="model", rich_help_panel=other)
+    app.add_typer(trace.build_app(), name="trace", rich_help_panel=other)
+    app.command("bench", rich_help_panel=other)(bench.bench)
+    app.command("hmm", rich_help_panel=other)(hmm.hmm)
+    app.add_typer(token.build_app(), name="token", rich_help_panel=other)
+    app.add_typer(context.build_app(), name="context", rich_help_panel=other)
     app.command("version", rich_help_panel=other)(version.version)
     return app
 

@@ -87,6 +87,8 @@ def environment(instance: Instance, home: Home, extra: Mapping[str, str]) -> dic
     values[INSTANCE_VARIABLE] = instance.instance
     values[HOME_VARIABLE] = str(home.root)
     values["PYTHONUNBUFFERED"] = "1"
+    # torch would otherwise leave a folder in /tmp; this one ends with the fleet.
+    values["TORCHINDUCTOR_CACHE_DIR"] = str(home.run_dir / "torch")
     values.update(extra)
     return values
 

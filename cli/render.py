@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from ..core.errors import UsageError
 
-FORMATS = ("table", "json", "yaml", "name")
+FORMATS = ("table", "wide", "json", "yaml", "name")
 Row = Mapping[str, Any]
 
 
@@ -33,6 +33,7 @@ class Listing:
     rows: Sequence[Row]
     columns: Sequence[Column]
     name_of: Callable[[Row], str]
+    more: Sequence[Column] = ()  # columns that only `-o wide` has room for
 
 
 def check_format(output: str) -> str:
@@ -50,8 +51,9 @@ def print_listing(listing: Listing, output: str, stream: TextIO | None = None) -
     if output == "name":
         for row in listing.rows:
             print(f"{listing.kind}/{listing.name_of(row)}", file=out)
-    elif output == "table":
-        print_table(listing, out)
+    elif output in ("table", "wide"):
+        columns = (*listing.columns, *(listing.more if output == "wide" else ()))
+        print_table(Listing(listing.kind, listing.rows, columns, listing.name_of), out)
     else:
         print_data(list(listing.rows), output, out)
 

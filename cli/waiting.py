@@ -45,7 +45,7 @@ def wait_models_ready(
         for model in models:
             report(model)
             raise_if_hopeless(model)
-        return len(models) == len(names) and all(model.is_ready for model in models)
+        return len(models) == len(names) and all(model.is_whole for model in models)
 
     wait_until(f"model {', '.join(names)} Ready", deadline_s, check, poll_s=0.25)
     return seen[0]

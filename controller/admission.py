@@ -4,7 +4,7 @@ Pure. The questions that every intent about a model's width has in common: what 
 what is running, what the planner says, and how to say no so that a person knows what to do.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..core.errors import ConflictError, NotFoundError, RefusedError, UnplaceableError
@@ -14,7 +14,7 @@ from ..core.spec import ModelSpec
 from . import planning
 from .config import Limits
 from .model_facts import Facts
-from .observe import Snapshot
+from .observe import Seen, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,10 @@ class Ground:
     snapshot: Snapshot
     facts: Facts
     limits: Limits = field(default_factory=Limits)
+
+    def with_transitions(self, kept: dict[str, Seen[TransitionRecord]]) -> "Ground":
+        """The same ground with these transitions only: those that the caller may see."""
+        return replace(self, snapshot=replace(self.snapshot, transitions=kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ def pending(model: str, ground: Ground) -> Pending | None:
 
 
 def conflict(model: str, running: Pending, width: int) -> ConflictError:
+    """The refusal of a width while another operation runs; it names that operation."""
     return ConflictError(
         f"model {model}: operation {running.operation_id} ({running.kind} to {running.target},"
         f" {running.phase}) is running, so it cannot go to {width} now",
@@ -119,6 +124,7 @@ def _unplaceable(
 
 
 def unknown_model(model: str, ground: Ground) -> NotFoundError:
+    """The refusal of a name that nobody declared; it lists those that are."""
     names = sorted(name for kind, name in ground.snapshot.specs if kind == "Model")
     return NotFoundError(
         f"no model {model!r} is declared", next_step=f"declared: {', '.join(names) or 'none'}"
@@ -138,6 +144,7 @@ def plan_view(plan: TransitionPlan) -> dict[str, Any]:
 
 
 def plan_of_record(record: TransitionRecord) -> dict[str, Any]:
+    """The same view of a plan that was begun already."""
     return plan_view(
         TransitionPlan(record.kind, record.old, record.new, record.steps, record.prediction)
     )

@@ -6,11 +6,12 @@ JSON file given by `--config`: these names, nothing else. It never holds a token
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.errors import ProtocolError, UsageError
 from ..core.records import from_plain
+from ..core.store.security import EtcdSecurity
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -25,6 +26,7 @@ class Limits:
     forfeit_s: float = 30.0  # giving back what PREPARE reserved
     broken_s: float = 5.0  # a phase whose group has lost a worker is not waited for any longer
     parked_grace_s: float = 1.0  # the report of the death that parked the others is on its way
+    split_grace_s: float = 7.0  # some parked, some not: past the lease of a node that died silently
     missing_grace_s: float = 5.0  # an agent that restarts reports its workers again within this
     node_grace_s: float = 10.0  # workers outlive their agent: give the next one time to adopt them
     attempts_max: int = 3  # of one change; more would hide a fault behind activity
@@ -45,6 +47,10 @@ class ServerConfig:
     admin_token_digest: str  # SHA-256 of the admin's bearer token, hex
     instance: str = ""  # MOECTL_INSTANCE of an embedded fleet
     lease_ttl_s: float = 5.0  # how long a dead leader blocks the next
+    etcd_security: EtcdSecurity = field(default_factory=EtcdSecurity)
+    tls_cert_file: str = ""  # PEM of the API's own certificate; empty: plain HTTP
+    tls_key_file: str = ""
+    audit_file: str = ""  # every write, one JSON line each; empty: the log only
 
     def __post_init__(self) -> None:
         if not self.etcd:
@@ -53,6 +59,8 @@ class ServerConfig:
             raise UsageError(f"controller config: port {self.port} is not a port")
         if not DIGEST.fullmatch(self.admin_token_digest):
             raise UsageError("controller config: admin_token_digest is not a SHA-256 in hex")
+        if bool(self.tls_cert_file) != bool(self.tls_key_file):
+            raise UsageError("controller config: tls_cert_file and tls_key_file belong together")
         if self.lease_ttl_s < 1:
             raise UsageError(f"controller config: lease_ttl_s {self.lease_ttl_s} is below 1")
 

@@ -80,11 +80,13 @@ def _verdict(found: dict[HealthReason, list[DeviceId]], limits: Limits) -> Healt
         + found[HealthReason.EPOCH_BEHIND]
     )
     is_broken = bool(found[HealthReason.WORKER_LOST] or found[HealthReason.WORKER_PARKED])
+    serving = found[HealthReason.SERVING]
     graces = {
         # Nobody serves any more, so there is nothing to protect by waiting for the node.
         HealthReason.NODE_LOST: 0.0 if is_broken else limits.node_grace_s,
         HealthReason.WORKER_LOST: 0.0,
-        HealthReason.WORKER_PARKED: limits.parked_grace_s,
+        # Those that still claim to serve in the same group may be dead: their lease will tell.
+        HealthReason.WORKER_PARKED: limits.split_grace_s if serving else limits.parked_grace_s,
         HealthReason.WORKER_MISSING: limits.missing_grace_s,
         HealthReason.EPOCH_BEHIND: limits.missing_grace_s,
     }
@@ -92,4 +94,4 @@ def _verdict(found: dict[HealthReason, list[DeviceId]], limits: Limits) -> Healt
         if found[reason]:
             names = ", ".join(str(device) for device in found[reason])
             return Health(reason, f"{reason} on {names}", lost, restarted, grace_s)
-    return Health(HealthReason.SERVING, f"{len(found[HealthReason.SERVING])} workers serve")
+    return Health(HealthReason.SERVING, f"{len(serving)} workers serve")

@@ -22,10 +22,11 @@ from ..core.plan import Infeasible, Phase, TransitionPlan
 from ..core.records import SpecRecord
 from ..core.spec import ClusterSpec, ModelSpec, spec_from_plain
 from ..core.spec import to_plain as spec_to_plain
-from . import admission, lifecycle, planning
+from . import admission, lifecycle, ownership, planning
 from .admission import Ground, plan_of_record, plan_view
 from .decision import Cause, Change, Draft
 from .observe import Seen
+from .ownership import Writer
 
 OPERATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 RELATIVE = re.compile(r"[+-]?\d{1,9}")
@@ -41,6 +42,13 @@ class Caller:
     now: float
     operation_id: str
     dry_run: bool = False
+    tenant: str = "default"
+    writer: Writer | None = None  # who will own what is changed; None: the person of that name
+
+    @property
+    def as_writer(self) -> Writer:
+        """The owner of what this caller changes."""
+        return self.writer or Writer(self.name)
 
     def __post_init__(self) -> None:
         if not OPERATION_ID.fullmatch(self.operation_id):
@@ -103,13 +111,22 @@ def folders(document: Declaration) -> tuple[str, ...]:
     return (document.spec.source.path,) if isinstance(document.spec, ModelSpec) else ()
 
 
-def decide_apply(wanted: Declaration, ground: Ground, caller: Caller) -> Accepted:
+def decide_apply(
+    wanted: Declaration, ground: Ground, caller: Caller, expected_generation: int | None = None
+) -> Accepted:
     """Declare one document; `unchanged` when it says what is already there."""
-    plain = spec_to_plain(wanted.spec)
     seen = ground.snapshot.specs.get((wanted.kind, wanted.name))
+    if seen is not None and expected_generation not in (None, seen.value.generation):
+        raise ownership.stale(seen.value, expected_generation or 0)
+    merged = ownership.merge(
+        seen.value if seen else None, spec_to_plain(wanted.spec), caller.as_writer
+    )
+    if merged.kept:  # what belongs to others stays, and is judged together with the rest
+        wanted = Declaration(wanted.kind, wanted.name, spec_from_plain(wanted.kind, merged.spec))
+    plain = merged.spec
     has_failed = _has_failed(wanted.name, seen, ground)  # then the same words are a new try
     if seen is not None and seen.value.spec == plain and not has_failed:
-        return Accepted(_applied(wanted, seen.value, "unchanged"))
+        return Accepted(_applied(wanted, seen.value, "unchanged") | _kept(merged.kept))
     plan: TransitionPlan | Infeasible | None = None
     if isinstance(wanted.spec, ModelSpec):
         _refuse_live_changes(wanted.name, seen, plain)
@@ -120,7 +137,7 @@ def decide_apply(wanted: Declaration, ground: Ground, caller: Caller) -> Accepte
         plan = admission.admit(wanted.name, wanted.spec, ground, must_be_live=False)
     record = _next_record(wanted.kind, wanted.name, plain, seen, caller)
     action = "configured" if seen else "created"
-    body = _applied(wanted, record, action)
+    body = _applied(wanted, record, action) | _kept(merged.kept)
     if isinstance(plan, TransitionPlan):
         body["plan"] = plan_view(plan)
     return Accepted(body, None if caller.dry_run else _write(record, seen, ground, "SpecApplied"))
@@ -141,6 +158,10 @@ def _applied(wanted: Declaration, record: SpecRecord, action: str) -> dict[str, 
         "generation": record.generation,
         "operation_id": record.operation_id,
     }
+
+
+def _kept(paths: tuple[str, ...]) -> dict[str, Any]:
+    return {"kept": list(paths)} if paths else {}
 
 
 def _refuse_live_changes(name: str, seen: Seen[SpecRecord] | None, plain: dict[str, Any]) -> None:
@@ -171,11 +192,8 @@ def decide_scale(
     if known is not None:
         return Accepted(known)
     if expected_generation not in (None, seen.value.generation):
-        raise ConflictError(
-            f"model {model}: generation is {seen.value.generation}, not {expected_generation}:"
-            f" changed by {seen.value.changed_by}",
-            next_step="look at the model again and repeat the request",
-        )
+        raise ownership.stale(seen.value, expected_generation or 0)
+    ownership.merge(seen.value, spec_to_plain(_widened(spec, width)), caller.as_writer)
     running = admission.pending(model, ground)
     if running is not None and running.target != width:
         raise admission.conflict(model, running, width)
@@ -241,15 +259,34 @@ def _same_operation(model: str, caller: Caller, ground: Ground) -> dict[str, Any
 def _next_record(
     kind: str, name: str, plain: dict[str, Any], seen: Seen[SpecRecord] | None, caller: Caller
 ) -> SpecRecord:
+    before, writer = (seen.value if seen else None), caller.as_writer
     return SpecRecord(
         kind=kind,
         name=name,
-        generation=seen.value.generation + 1 if seen else 1,
+        generation=before.generation + 1 if before else 1,
         spec=plain,
         operation_id=caller.operation_id,
         changed_at=caller.now,
-        changed_by=caller.name,
+        changed_by=writer.owner,
+        fields=ownership.merge(before, plain, writer).fields,
+        origin=dict(writer.origin) or (before.origin if before else {}),
+        tenant=before.tenant if before else caller.tenant,
     )
+
+
+def decide_release(kind: str, name: str, path: str, ground: Ground, caller: Caller) -> Accepted:
+    """Give a field back to the owner that it was taken from; its value stays until they write."""
+    seen = ground.snapshot.specs.get((kind, name))
+    if seen is None:
+        raise NotFoundError(f"no {kind} {name!r} is declared")
+    fields = ownership.release(seen.value, path, caller.name)
+    record = dataclasses.replace(seen.value, fields=fields)
+    draft = Draft(f"{kind.lower()}/{name}", "FieldReleased")
+    key = ground.snapshot.keys.spec(kind, name)
+    draft.guard(key, seen.mod_revision).put(key, record)
+    draft.tell(caller.now, "info", f"{path} given back to {fields[path].owner} by {caller.name}")
+    body = {"kind": kind, "name": name, "field": path, "owner": fields[path].owner}
+    return Accepted(body, None if caller.dry_run else draft.done())
 
 
 def _write(
@@ -271,11 +308,15 @@ def _write(
     return draft.done()
 
 
-def decide_delete(kind: str, name: str, ground: Ground, caller: Caller) -> Accepted:
+def decide_delete(
+    kind: str, name: str, ground: Ground, caller: Caller, expected_generation: int | None = None
+) -> Accepted:
     """Take a declaration away; the loop takes the placement away."""
     seen = ground.snapshot.specs.get((kind, name))
     if seen is None:
         raise NotFoundError(f"no {kind} {name!r} is declared")
+    if expected_generation not in (None, seen.value.generation):
+        raise ownership.stale(seen.value, expected_generation or 0)
     body: dict[str, Any] = {"kind": kind, "name": name, "action": "deleted"}
     placed = ground.snapshot.placements.get(name)
     if kind == "Model" and placed is not None:

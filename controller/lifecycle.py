@@ -19,7 +19,7 @@ from ..core.plan import Phase, StepKind, TransitionKind
 from ..core.records import AckRecord, TransitionRecord
 from ..core.transitions import PHASE_MOVES, WorkerState, checked_move
 from .config import Limits
-from .decision import Cause, Change, Draft, cause_text
+from .decision import Cause, Change, Draft, cause_of, cause_text
 from .observe import Seen, Snapshot
 
 # The move that follows when everything is well, and the word for it in events.
@@ -35,7 +35,7 @@ DEADLINE_CAUSES = {
     Phase.RETIRE: Cause.RETIRE_DEADLINE,
 }
 # Figures that nodes measure side by side: the slowest counts. All others add up.
-SLOWEST_SUFFIXES = ("_s", "_ms", "_step", "_ratio", "_p50", "_p99")
+SLOWEST_SUFFIXES = ("_s", "_ms", "_at", "_step", "_ratio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def advance(
     deadline_at = _deadline(record, snapshot, limits)
     move = _trouble(record, snapshot, acks) if record.phase is Phase.PREPARE else None
     if move is None and not _mute_nodes(record, snapshot, acks):
-        move = _forward(record, acks)
+        move = _forward(record, snapshot, acks)
     if move is None and now >= deadline_at:
         move = _overdue(record, _mute_nodes(record, snapshot, acks))
     if move is None:
@@ -139,8 +139,13 @@ def _deadline(record: TransitionRecord, snapshot: Snapshot, limits: Limits) -> f
     return min(record.deadline_at, entered_at + limits.broken_s)
 
 
-def _forward(record: TransitionRecord, acks: Mapping[str, AckRecord]) -> Move:
+def _forward(record: TransitionRecord, snapshot: Snapshot, acks: Mapping[str, AckRecord]) -> Move:
     phase, word = FORWARD[record.phase]
+    if record.phase is Phase.FORFEIT and cause_of(record.reason) is Cause.PREPARE_FAILED:
+        # A node may have said no before the death behind it was reported: that speaks for a retry.
+        dead = lost_workers(record, snapshot)
+        if dead:
+            return Move(phase, word, Cause.WORKER_LOST, ", ".join(dead))
     errors = [f"{node}: {ack.error}" for node, ack in sorted(acks.items()) if not ack.ok]
     if errors and record.phase is Phase.COMMIT:
         return Move(phase, word, Cause.COMMIT_FAILED, "; ".join(errors))
@@ -207,15 +212,19 @@ def _moved(
     if move.phase is Phase.COMMIT:
         actual["prepare_s"] = now - record.phase_at[str(Phase.PREPARE)]
     if move.phase is Phase.RETIRE:
-        actual["ready_s"] = now - record.accepted_at
+        # Ready is the moment at which the last rank flipped; its answer came a little later.
+        ready_at = min(now, max(actual.get("flip_at", now), record.accepted_at))
+        actual["ready_s"] = ready_at - record.accepted_at
     reason = cause_text(move.cause, move.detail) if move.cause else record.reason
+    if record.phase in (Phase.COMMIT, Phase.RETIRE) and record.reason:
+        reason = record.reason  # the first trouble after the decision explains the later ones
     return dataclasses.replace(
         record,
         phase=checked_move(PHASE_MOVES, record.phase, move.phase),
         phase_at=phase_at,
         deadline_at=now + waits.get(move.phase, 0.0),
         actual=actual,
-        reason=record.reason if record.reason and move.phase is not Phase.FORFEIT else reason,
+        reason=reason,
     )
 
 

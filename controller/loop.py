@@ -92,9 +92,9 @@ class Loop:
             seen = self._mirror.control_version
             try:
                 wait_s = await self.tick(leadership)
-            except (MoectlError, ValueError, KeyError, AssertionError) as error:
-                # One model that cannot be decided on must not end the control of all others; it is
-                # logged with its trace, and looked at again when something changes.
+            except Exception as error:
+                # The loop's top: a bug met on one picture must not end the control of the fleet; it
+                # is logged with its trace, and looked at again when something changes.
                 self._report(error)
                 wait_s = RETRY_S
             await self._wait(leadership, seen, wait_s)

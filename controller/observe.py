@@ -9,7 +9,7 @@ bad record must not blind the controller to all the others.
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -133,6 +133,20 @@ class Mirror:
         self._tables = _tables(keys)
         self._records: dict[str, dict[str, Any]] = {t.name: {} for t in self._tables.values()}
         self._changed = asyncio.Event()
+        self._taken_at = clock.monotonic()
+
+    def age_s(self) -> float:
+        """Seconds since the store last told something: agents report about once a second."""
+        return round(self._clock.monotonic() - self._taken_at, 1)
+
+    def tokens(self) -> Collection[TokenRecord]:
+        """The tokens that are good now."""
+        return self._records["tokens"].values()
+
+    async def read(self, key: str) -> bytes | None:
+        """A record that is too large and too rarely asked for to be mirrored."""
+        found = await self._store.get(key)
+        return None if found is None else found.value
 
     async def run(self) -> None:
         """Follow the store until cancelled; the store being away is waited out."""
@@ -156,6 +170,7 @@ class Mirror:
             loud |= self._take_event(event.type, event.kv)
         self.revision = max(self.revision, batch.revision)
         self.is_primed = True
+        self._taken_at = self._clock.monotonic()
         self.version += 1
         self.control_version += loud
         changed, self._changed = self._changed, asyncio.Event()

@@ -85,7 +85,25 @@ def _plan(
             restarted=wish.restarted,
             epoch_floor=_epoch_floor(wish.model, snapshot),
             instance_floor=_instance_floor(wish.model, snapshot),
+            loads=loads_of(wish.model, snapshot),
         )
+    )
+
+
+def loads_of(model: str, snapshot: Snapshot) -> tuple[tuple[float, ...], ...]:
+    """[L][E] tokens that each expert computed lately, over all ranks; empty while nobody told."""
+    told = [
+        worker.expert_tokens
+        for node in snapshot.stats.values()
+        for worker in node.workers
+        if worker.model == model and worker.expert_tokens
+    ]
+    shapes = {tuple(map(len, tokens)) for tokens in told}
+    if len(shapes) != 1:
+        return ()
+    return tuple(
+        tuple(float(sum(tokens)) for tokens in zip(*layers, strict=True))
+        for layers in zip(*told, strict=True)
     )
 
 

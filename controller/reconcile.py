@@ -243,21 +243,23 @@ def _start(
     )
     record = planning.new_record(plan, intent, snapshot, world.now, world.limits)
     word = status.GERUNDS[str(plan.kind)]
-    old_width = plan.old.width if plan.old else 0
     draft = Draft(f"model/{model}", word)
     draft.guard(keys.active_of(model), 0).guard(keys.transition(operation_id), 0)
     draft.guard(keys.spec("Model", model), spec.mod_revision if spec else 0)
     draft.guard(keys.placement(model), placed.mod_revision if placed else 0)
     draft.put(keys.active_of(model), operation_id)
     draft.put(keys.transition(operation_id), record)
-    draft.tell(
-        world.now,
-        "warning" if plan.kind is TransitionKind.HEAL else "info",
-        f"{plan.kind} {old_width} -> {plan.new.width}: {plan.prediction.bytes_moved} expert bytes"
-        f" to move in about {plan.prediction.prepare_s:.2f} s",
-        operation_id,
-    )
+    severity = "warning" if plan.kind is TransitionKind.HEAL else "info"
+    draft.tell(world.now, severity, _announcement(plan), operation_id)
     return draft.done()
+
+
+def _announcement(plan: TransitionPlan) -> str:
+    widths = f"{plan.kind} {plan.old.width if plan.old else 0} -> {plan.new.width}"
+    if plan.kind is TransitionKind.DELETE:
+        return f"{widths}: everything is given back"
+    moved = f"{plan.prediction.bytes_moved} expert bytes to move"
+    return f"{widths}: {moved} in about {plan.prediction.prepare_s:.2f} s"
 
 
 def _findings(model: str, world: World) -> Findings:

@@ -26,6 +26,7 @@ from ..core.records import EndpointRecord, Keys, TokenRecord, to_json
 from ..core.store.etcd import EtcdStore
 from ..core.store.protocol import Store, put_op, version_is
 from .api.app import create_app
+from .api.audit import to_file
 from .api.services import Services
 from .commit import Committer
 from .config import Limits, ServerConfig, load_server_config
@@ -83,7 +84,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 async def serve(config: ServerConfig, listener: socket.socket) -> None:
     """Wire the parts, run until SIGTERM or SIGINT, end them in order."""
-    store = EtcdStore(config.etcd)
+    store = EtcdStore(config.etcd, security=config.etcd_security)
     stop = asyncio.Event()
     running_loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,16 +102,20 @@ async def run(
     keys, limits = Keys(config.cluster), Limits()
     mirror = Mirror(store, keys, clock)
     host, port = listener.getsockname()[:2]
-    endpoint = EndpointRecord("controller", f"http://{host}:{port}", os.getpid())
+    scheme = "https" if config.tls_cert_file else "http"
+    endpoint = EndpointRecord("controller", f"{scheme}://{host}:{port}", os.getpid())
     identity = Identity(f"{socket.gethostname()}:{os.getpid()}", endpoint, config.lease_ttl_s)
     committer, facts = Committer(store, keys, clock), FactsReader()
     loop = Loop(mirror, committer, identity, limits, facts)
     services = Services(config.cluster, mirror, committer, clock, limits, loop, facts)
+    services.audit = to_file(Path(config.audit_file)) if config.audit_file else None
     server = QuietServer(
         uvicorn.Config(
             create_app(services),
             log_level="warning",
             access_log=False,  # an access log would hold what people ask for, at no use to us
+            ssl_certfile=config.tls_cert_file or None,
+            ssl_keyfile=config.tls_key_file or None,
             timeout_graceful_shutdown=int(END_S),
         )
     )

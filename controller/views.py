@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..core.plan import Phase
-from ..core.records import NodeRecord, TransitionRecord, to_plain
+from ..core.records import NodeRecord, SpecRecord, TransitionRecord, to_plain
 from ..core.transitions import TERMINAL_PHASES
 from .config import Limits
 from .decision import RETRYABLE, cause_of
 from .observe import Snapshot
+from .ownership import notes_of
 from .planning import ATTEMPT_MARK, base_operation, declared_devices
 
 TRANSITIONS_SHOWN = 20
@@ -33,6 +34,16 @@ def fleet(snapshot: Snapshot, cluster: str, now: float, limits: Limits) -> dict[
         "events": events(snapshot)[-EVENTS_SHOWN:],
         "endpoints": {role: e.url for role, e in sorted(snapshot.endpoints.items())},
     }
+
+
+def pages(told: dict[str, Any], snapshot: Snapshot) -> dict[str, Any]:
+    """A device's page map; spans of models that are not in the snapshot say nothing more."""
+    seen = {"", *snapshot.models()}
+    spans = [
+        span if str(span[2]).partition("/")[0] in seen else [*span[:2], "another tenant", "in use"]
+        for span in told["spans"]
+    ]
+    return {**told, "spans": spans}
 
 
 def nodes(snapshot: Snapshot) -> list[dict[str, Any]]:
@@ -79,6 +90,12 @@ def model(name: str, snapshot: Snapshot, limits: Limits) -> dict[str, Any]:
         "stats": sorted(stats, key=lambda item: item["rank"]),
         "active": transition(running.value, snapshot, limits) if running else None,
     }
+
+
+def declared(record: SpecRecord) -> dict[str, Any]:
+    """One declared document, with the note of every field."""
+    plain: dict[str, Any] = to_plain(record)
+    return plain | {"fields": to_plain(notes_of(record))}
 
 
 def transitions(

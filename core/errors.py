@@ -11,6 +11,8 @@
       DeadlineError                 exit 5   a wait reached its deadline
       StoreError                    exit 1   etcd: see the classes below for what to do
         StoreUnavailableError                retry later; nothing is known to have happened
+          StoreNoLeaderError                 etcd has lost its majority: certainly nothing happened
+        StoreQuotaError                      etcd is full and takes no write until it has room
         StoreAmbiguousError                  the write may have happened: read back, never re-send
         CompactedError                       the revision asked for is gone: list again
         LeaseLostError                       step down: what the lease fenced is no longer ours
@@ -118,6 +120,14 @@ class StoreError(MoectlError):
 
 class StoreUnavailableError(StoreError):
     """No endpoint answered in time; a read can be retried, nothing was written."""
+
+
+class StoreNoLeaderError(StoreUnavailableError):
+    """etcd has no leader, or refused for load: the request certainly did not happen."""
+
+
+class StoreQuotaError(StoreError):
+    """etcd's database has reached its quota: reads go on, writes are refused until it has room."""
 
 
 class StoreAmbiguousError(StoreError):

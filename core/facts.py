@@ -1,23 +1,22 @@
 """What a model is, in numbers: the layers, experts and bytes that plans and the engine count with.
 
 Read from `config.json` and the safetensors headers of a checkpoint folder; nothing is estimated and
-no weight is read. Families whose experts we cannot count exactly are refused by name, never
-guessed. Standard library only.
+no weight is read. A checkpoint whose experts cannot be counted exactly is refused with the reason,
+never guessed. Standard library only.
 
 Legend: L layers, M MoE layers, E experts of a layer, H hidden width, I width of one expert.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import TensorEntry, read_config, read_tensor_entries
 from .errors import CheckpointError
+from .families import FAMILIES, FUSED, SPELLINGS, family_of, layer_of_expert_tensor
 
-SUPPORTED_ARCHITECTURES = ("Qwen3MoeForCausalLM",)
-_EXPERT_TENSOR = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.(\w+_proj)\.weight")
+SUPPORTED_ARCHITECTURES = tuple(name for each in FAMILIES for name in each.architectures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +37,13 @@ class ModelFacts:
     context_tokens: int
     tied_embeddings: bool
     shared_elements: int  # of every weight that is not a routed expert, once
+    expert_bias_elements: int = 0  # of one expert
+    kv_elements: int = 0  # of one token in one layer; 0: keys and values of every KV head
 
     @property
     def expert_elements(self) -> int:
-        """Elements of one expert: gate, up and down projections, H x I each."""
-        return 3 * self.hidden * self.expert_hidden
+        """Elements of one expert: gate, up and down projections, H x I each, and its biases."""
+        return 3 * self.hidden * self.expert_hidden + self.expert_bias_elements
 
     @property
     def expert_count(self) -> int:
@@ -58,8 +59,9 @@ class ModelFacts:
         return self.shared_elements * dtype_bytes
 
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
-        """Bytes of keys and values of one token over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * dtype_bytes
+        """Bytes of keys and values, or of latents, of one token over all layers."""
+        elements = self.kv_elements or 2 * self.kv_heads * self.head_dim
+        return self.layers * elements * dtype_bytes
 
 
 def read_model_facts(folder: Path) -> ModelFacts:
@@ -75,13 +77,14 @@ def read_model_facts(folder: Path) -> ModelFacts:
 def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
-    if name not in SUPPORTED_ARCHITECTURES:
+    if not isinstance(name, str):
+        raise CheckpointError(f"{folder / 'config.json'}: architectures names no model")
+    if config.get("quantization_config"):
         raise CheckpointError(
-            f"{folder / 'config.json'}: architecture {name!r} is unsupported: how its experts are"
-            " named and sized is not known",
-            next_step=f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}",
+            f"{folder / 'config.json'}: its weights are quantized, which no engine here reads",
+            next_step="save the checkpoint in bfloat16 and declare that folder",
         )
-    return str(name)
+    return name
 
 
 def _count(
@@ -91,59 +94,111 @@ def _count(
     layers = read.integer("num_hidden_layers")
     heads = read.integer("num_attention_heads")
     hidden = read.integer("hidden_size")
-    experts = read.integer("num_experts", "num_local_experts")
-    moe_layers = _moe_layers(config, layers)
+    moe_layers = _moe_layers(folder, config, architecture, entries)
+    experts = read.integer(
+        "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"
+    )
+    inner = read.integer("moe_intermediate_size", "intermediate_size")
+    bias = FUSED.format(layer=moe_layers[0], part="down_proj_bias") in entries
+    latent = config.get("kv_lora_rank")
     return ModelFacts(
         architecture=architecture,
         layers=layers,
         moe_layers=moe_layers,
         experts_per_layer=(experts,) * len(moe_layers),
-        experts_per_token=read.integer("num_experts_per_tok"),
+        experts_per_token=read.integer("num_experts_per_tok", "moe_k", "moe_topk"),
         hidden=hidden,
-        expert_hidden=read.integer("moe_intermediate_size"),
+        expert_hidden=inner,
         heads=heads,
         kv_heads=read.integer("num_key_value_heads", default=heads),
         head_dim=read.integer("head_dim", default=hidden // heads),
         vocab=read.integer("vocab_size"),
         context_tokens=read.integer("max_position_embeddings"),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        shared_elements=_shared_elements(config, entries),
+        shared_elements=_shared_elements(config, layers, entries),
+        expert_bias_elements=2 * inner + hidden if bias else 0,
+        kv_elements=read.integer("kv_lora_rank") + read.integer("qk_rope_head_dim")
+        if latent
+        else 0,
     )
 
 
-def _moe_layers(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
-    """Layers with routed experts by the family's rule: every n-th, but for a list of dense ones."""
+def _moe_layers(
+    folder: Path,
+    config: Mapping[str, Any],
+    architecture: str,
+    entries: Mapping[str, TensorEntry],
+) -> tuple[int, ...]:
+    """Layers with routed experts: by the rule of a listed family, else where experts are found."""
+    layers = _Fields(folder / "config.json", config).integer("num_hidden_layers")
+    held = {layer_of_expert_tensor(name) for name in entries}
+    found = tuple(sorted(layer for layer in held if layer is not None and layer < layers))
+    if not found:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: architecture {architecture!r} is unsupported: it holds no"
+            " routed experts under a name that is known",
+            next_step=f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}, and models like them",
+        )
+    if family_of(architecture) is None:
+        return found
     step = int(config.get("decoder_sparse_step") or 1)
-    dense = set(config.get("mlp_only_layers") or ())
+    dense = {*(config.get("mlp_only_layers") or ()), *range(config.get("first_k_dense_replace", 0))}
     return tuple(n for n in range(layers) if n not in dense and (n + 1) % step == 0)
 
 
-def _shared_elements(config: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> int:
-    """Elements outside the routed experts; a head tied to the embeddings is not held twice."""
+def _shared_elements(
+    config: Mapping[str, Any], layers: int, entries: Mapping[str, TensorEntry]
+) -> int:
+    """Elements outside the routed experts; a head tied to the embeddings is not held twice.
+
+    Layers past the model's own (heads that predict further tokens) are not loaded.
+    """
     tied = bool(config.get("tie_word_embeddings", False))
+    past = tuple(f"model.layers.{layer}." for layer in range(layers, layers + 8))
     return sum(
         entry.element_count
         for name, entry in entries.items()
-        if not _EXPERT_TENSOR.fullmatch(name) and not (tied and name == "lm_head.weight")
+        if layer_of_expert_tensor(name) is None
+        and not name.startswith(past)
+        and not (tied and name == "lm_head.weight")
     )
 
 
 def _check_experts(folder: Path, facts: ModelFacts, entries: Mapping[str, TensorEntry]) -> None:
     """Every expert of every MoE layer must be there, in the shape that the config says."""
-    wide, tall = (facts.expert_hidden, facts.hidden), (facts.hidden, facts.expert_hidden)
-    shapes = {"gate_proj": wide, "up_proj": wide, "down_proj": tall}
     for layer, count in zip(facts.moe_layers, facts.experts_per_layer, strict=True):
-        for expert in range(count):
-            for part, shape in shapes.items():
-                name = f"model.layers.{layer}.mlp.experts.{expert}.{part}.weight"
-                entry = entries.get(name)
-                if entry is None:
-                    raise CheckpointError(f"{folder}: tensor {name} is missing")
-                if entry.shape != shape:
-                    raise CheckpointError(
-                        f"{entry.file}: tensor {name} is {list(entry.shape)},"
-                        f" config.json says {list(shape)}"
-                    )
+        for name, shape in _expected(facts, layer, count, entries):
+            entry = entries.get(name)
+            if entry is None:
+                raise CheckpointError(f"{folder}: tensor {name} is missing")
+            if entry.shape != shape:
+                raise CheckpointError(
+                    f"{entry.file}: tensor {name} is {list(entry.shape)},"
+                    f" config.json says {list(shape)}"
+                )
+
+
+def _expected(
+    facts: ModelFacts, layer: int, count: int, entries: Mapping[str, TensorEntry]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of one layer's experts, in the spelling that the checkpoint uses."""
+    hidden, inner = facts.hidden, facts.expert_hidden
+    fused = FUSED.format(layer=layer, part="gate_up_proj")
+    if fused in entries:
+        is_transposed = entries[fused].shape[1:] == (hidden, 2 * inner)
+        wide = (count, hidden, 2 * inner) if is_transposed else (count, 2 * inner, hidden)
+        tall = (count, inner, hidden) if is_transposed else (count, hidden, inner)
+        yield fused, wide
+        yield FUSED.format(layer=layer, part="down_proj"), tall
+        if facts.expert_bias_elements:
+            yield FUSED.format(layer=layer, part="gate_up_proj_bias"), (count, 2 * inner)
+            yield FUSED.format(layer=layer, part="down_proj_bias"), (count, hidden)
+        return
+    used = (each for each in SPELLINGS if any(n in entries for n in each.names(layer, 0)))
+    spelling = next(used, SPELLINGS[0])
+    for expert in range(count):
+        gate, up, down = spelling.names(layer, expert)
+        yield from ((gate, (inner, hidden)), (up, (inner, hidden)), (down, (hidden, inner)))
 
 
 class _Fields:

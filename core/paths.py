@@ -174,6 +174,12 @@ def is_alive(process: ProcessId) -> bool:
     return process_id(process.pid) == process
 
 
+def is_stopped(process: ProcessId) -> bool:
+    """Whether the kernel holds it stopped: by SIGSTOP, or by a debugger."""
+    stat = _stat_fields(process.pid)
+    return stat is not None and stat[0] in "Tt"
+
+
 def end_process(process: ProcessId, grace_s: float = 5.0) -> bool:
     """SIGTERM, and SIGKILL after `grace_s`; waits until it is gone and says whether it is.
 

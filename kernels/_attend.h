@@ -11,7 +11,7 @@
 #include "_lanes.h"
 
 #define TILE 64      /* positions per softmax tile; the reference uses the same number */
-#define MAX_GROUP 16 /* query heads per KV head that are kept side by side */
+#define MAX_GROUP 128 /* query heads per KV head; as many as latent attention has in one group */
 
 typedef struct {
     const float *q; /* [row][head][depth] by strides */
@@ -81,7 +81,8 @@ INLINE void tile_values(const float *p, float *const *keys, const Attend *a, int
             s2 += w * load(value + 16);
             s3 += w * load(value + 24);
         }
-        store(acc + d, s0), store(acc + d + 8, s1), store(acc + d + 16, s2), store(acc + d + 24, s3);
+        store(acc + d, s0), store(acc + d + 8, s1);
+        store(acc + d + 16, s2), store(acc + d + 24, s3);
     }
     for (; d < a->depth; d += LANES) {
         v8 s = load(acc + d);

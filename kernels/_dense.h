@@ -1,7 +1,8 @@
 /* Dense rows: linear layers and RMS norms whose rows do not depend on how many there are.
  *
- * A dot product runs in 8 lanes over the whole depth and is folded in one order; rows and outputs are
- * only blocked to use registers and cache, which chooses what runs side by side, never a sum's order.
+ * A dot product runs in 8 lanes over the whole depth and is folded in one order; rows and outputs
+ * are only blocked to use registers and cache, which chooses what runs side by side, never a sum's
+ * order.
  */
 #ifndef MOECTL_DENSE_H
 #define MOECTL_DENSE_H
@@ -16,8 +17,8 @@ INLINE void store_some(float *p, v8 x, long long count) {
         for (long long i = 0; i < count; i++) p[i] = x[i];
 }
 
-/* y[r][o] for R rows and all outputs: dot products over `depth`, O outputs side by side. Outputs come
- * in eights; past the last one its weights are read again and the result is dropped. */
+/* y[r][o] for R rows and all outputs: dot products over `depth`, O outputs side by side. Outputs
+ * come in eights; past the last one its weights are read again and the result is dropped. */
 #define DOT_ROWS(R, O)                                                                           \
     INLINE void dot_rows_##R(const float *const *x, const float *w, long long outputs,           \
                              long long depth, float *const *y) {                                 \
@@ -102,5 +103,56 @@ INLINE void norm_body(const Norm *a) {
     }
 }
 DISPATCH(norm, Norm)
+
+/* A weight of its own for every head: y[row][head] = w[head] x[row][head]. */
+typedef struct {
+    const float *x; /* [row][head][depth] by strides */
+    long long x_row, x_head;
+    const float *weight; /* [head][output][depth], or [head][depth][output] when transposed */
+    long long weight_head;
+    float *y; /* [row][head][output], contiguous */
+    long long rows, heads, depth, outputs, transposed;
+} ByHead;
+
+/* Outputs side by side, depth ascending, 32 outputs at a time in registers. */
+INLINE void down_columns(const float *x, const float *w, long long depth, long long outputs,
+                         float *y) {
+    long long o = 0;
+    for (; o + 32 <= outputs; o += 32) {
+        v8 s0 = splat(0.0f), s1 = s0, s2 = s0, s3 = s0;
+        for (long long d = 0; d < depth; d++) {
+            const float *row = w + d * outputs + o;
+            v8 factor = splat(x[d]);
+            s0 += factor * load(row);
+            s1 += factor * load(row + 8);
+            s2 += factor * load(row + 16);
+            s3 += factor * load(row + 24);
+        }
+        store(y + o, s0), store(y + o + 8, s1), store(y + o + 16, s2), store(y + o + 24, s3);
+    }
+    for (; o < outputs; o += LANES) {
+        v8 s = splat(0.0f);
+        for (long long d = 0; d < depth; d++) s += splat(x[d]) * load(w + d * outputs + o);
+        store(y + o, s);
+    }
+}
+
+INLINE void by_head_body(const ByHead *a) {
+    for (long long h = 0; h < a->heads; h++) {
+        const float *w = a->weight + h * a->weight_head;
+        for (long long n = 0; n < a->rows; n += 4) {
+            const float *x[4] = {0};
+            float *y[4] = {0};
+            int rows = a->rows - n < 4 ? (int)(a->rows - n) : 4;
+            for (int r = 0; r < rows; r++) {
+                x[r] = a->x + (n + r) * a->x_row + h * a->x_head;
+                y[r] = a->y + ((n + r) * a->heads + h) * a->outputs;
+                if (a->transposed) down_columns(x[r], w, a->depth, a->outputs, y[r]);
+            }
+            if (!a->transposed) dot_rows(rows, x, w, a->outputs, a->depth, y);
+        }
+    }
+}
+DISPATCH(by_head, ByHead)
 
 #endif

@@ -1,4 +1,4 @@
-/* Expert MLPs for (row, expert) pairs, and the weighted sum of a row's results in expert-id order. */
+/* Expert MLPs for (row, expert) pairs, and the weighted sum of a row's results in id order. */
 #ifndef MOECTL_EXPERTS_H
 #define MOECTL_EXPERTS_H
 #include "_dense.h"
@@ -7,9 +7,31 @@ typedef struct {
     const float *x; /* [row][hidden] */
     const int64_t *row, *slot, *order; /* per pair; order sorts pairs by slot */
     const float *gate_up, *down; /* [slot][2 inner][hidden], [slot][hidden][inner] */
-    long long gate_up_stride, down_stride, pairs, hidden, inner;
-    float *y, *scratch; /* [pair][hidden]; [4][2 inner] */
+    const float *gate_up_bias, *down_bias; /* [slot][2 inner], [slot][hidden], or NULL */
+    long long gate_up_stride, down_stride, gate_up_bias_stride, down_bias_stride;
+    long long pairs, hidden, inner;
+    double alpha, limit; /* of the clamped gate; limit <= 0: the plain one */
+    float *y, *scratch;  /* [pair][hidden]; [4][2 inner] */
 } Experts;
+
+INLINE v8 least(v8 a, v8 b) {
+    i8v under = a < b;
+    return (v8)(((i8v)a & under) | ((i8v)b & ~under));
+}
+
+INLINE void add_row(float *y, const float *bias, long long count) {
+    for (long long i = 0; i < count; i += LANES) store(y + i, load(y + i) + load(bias + i));
+}
+
+/* gate := (clamp(up) + 1) * g * sigmoid(alpha g) with g = min(gate, limit), in place. */
+INLINE void clamped_gate_row(float *h, long long inner, float alpha, float limit) {
+    for (long long i = 0; i < inner; i += LANES) {
+        v8 gate = least(load(h + i), splat(limit));
+        v8 up = -least(-least(load(h + inner + i), splat(limit)), splat(limit));
+        v8 share = splat(1.0f) / (splat(1.0f) + exp8(-gate * splat(alpha)));
+        store(h + i, (up + splat(1.0f)) * (gate * share));
+    }
+}
 
 /* gate := silu(gate) * up, in place. */
 INLINE void gate_row(float *h, long long inner) {
@@ -31,9 +53,16 @@ INLINE void run_experts_body(const Experts *e) {
             y[rows] = e->y + e->order[p] * e->hidden;
         }
         dot_rows(rows, x, e->gate_up + slot * e->gate_up_stride, 2 * e->inner, e->hidden, h);
-        for (int r = 0; r < rows; r++) gate_row(h[r], e->inner);
+        for (int r = 0; r < rows; r++) {
+            if (e->gate_up_bias)
+                add_row(h[r], e->gate_up_bias + slot * e->gate_up_bias_stride, 2 * e->inner);
+            if (e->limit > 0) clamped_gate_row(h[r], e->inner, (float)e->alpha, (float)e->limit);
+            else gate_row(h[r], e->inner);
+        }
         dot_rows(rows, (const float *const *)h, e->down + slot * e->down_stride, e->hidden,
                  e->inner, y);
+        for (int r = 0; r < rows && e->down_bias; r++)
+            add_row(y[r], e->down_bias + slot * e->down_bias_stride, e->hidden);
     }
 }
 DISPATCH(run_experts, Experts)

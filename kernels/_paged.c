@@ -22,7 +22,7 @@
 #include "_dense.h"
 #include "_experts.h"
 
-#define INTERFACE 2 /* raised when a signature changes; native.py refuses any other */
+#define INTERFACE 3 /* raised when a signature changes; native.py refuses any other */
 
 static PyObject *py_attend(PyObject *self, PyObject *args) {
     Attend a;
@@ -51,10 +51,11 @@ static PyObject *py_attend(PyObject *self, PyObject *args) {
 
 static PyObject *py_experts(PyObject *self, PyObject *args) {
     Experts e;
-    long long x, row, slot, order, gate_up, down, y;
-    if (!PyArg_ParseTuple(args, "L(LLL)(LL)(LL)LLLL", &x, &row, &slot, &order, &gate_up,
-                          &e.gate_up_stride, &down, &e.down_stride, &y, &e.pairs, &e.hidden,
-                          &e.inner))
+    long long x, row, slot, order, gate_up, down, gate_up_bias, down_bias, y;
+    if (!PyArg_ParseTuple(args, "L(LLL)(LL)(LL)(LL)(LL)L(LLL)(dd)", &x, &row, &slot, &order,
+                          &gate_up, &e.gate_up_stride, &down, &e.down_stride, &gate_up_bias,
+                          &e.gate_up_bias_stride, &down_bias, &e.down_bias_stride, &y, &e.pairs,
+                          &e.hidden, &e.inner, &e.alpha, &e.limit))
         return NULL;
     if (e.hidden % LANES || e.inner % LANES) {
         PyErr_SetString(PyExc_ValueError, "hidden and inner must be multiples of 8");
@@ -63,6 +64,8 @@ static PyObject *py_experts(PyObject *self, PyObject *args) {
     e.x = (const float *)(intptr_t)x, e.row = (const int64_t *)(intptr_t)row;
     e.slot = (const int64_t *)(intptr_t)slot, e.order = (const int64_t *)(intptr_t)order;
     e.gate_up = (const float *)(intptr_t)gate_up, e.down = (const float *)(intptr_t)down;
+    e.gate_up_bias = (const float *)(intptr_t)gate_up_bias;
+    e.down_bias = (const float *)(intptr_t)down_bias;
     e.y = (float *)(intptr_t)y;
     e.scratch = malloc((size_t)(8 * e.inner) * sizeof(float));
     if (!e.scratch) return PyErr_NoMemory();
@@ -107,6 +110,25 @@ static PyObject *py_linear(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *py_by_head(PyObject *self, PyObject *args) {
+    ByHead a;
+    long long x, weight, y;
+    if (!PyArg_ParseTuple(args, "(LLL)(LL)L(LLLL)L", &x, &a.x_row, &a.x_head, &weight,
+                          &a.weight_head, &y, &a.rows, &a.heads, &a.depth, &a.outputs,
+                          &a.transposed))
+        return NULL;
+    if ((a.transposed ? a.outputs : a.depth) % LANES) {
+        PyErr_SetString(PyExc_ValueError, "the weight's last dim must be a multiple of 8");
+        return NULL;
+    }
+    a.x = (const float *)(intptr_t)x, a.weight = (const float *)(intptr_t)weight;
+    a.y = (float *)(intptr_t)y;
+    Py_BEGIN_ALLOW_THREADS
+    by_head(&a);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_norm(PyObject *self, PyObject *args) {
     Norm a;
     long long x, weight, y;
@@ -129,6 +151,7 @@ static PyMethodDef methods[] = {
     {"experts", py_experts, METH_VARARGS, "Run every pair's expert on its row."},
     {"sum_in_id_order", py_sum, METH_VARARGS, "Weighted sum of each row's expert results."},
     {"linear", py_linear, METH_VARARGS, "Rows through a linear layer."},
+    {"by_head", py_by_head, METH_VARARGS, "Rows through a linear layer of each head's own."},
     {"norm", py_norm, METH_VARARGS, "RMS norm of rows."},
     {NULL, NULL, 0, NULL},
 };

@@ -69,9 +69,13 @@ def paged_attention(
     Shapes: q_THD [T, H, D], k_TGD, v_TGD [T, G, D] (any strides), cache [B, 2, P, G, D] (a layer's
     view of the blocks, any stride over B); returns [T, H, D] contiguous, zeros for pad rows.
     """
-    if native.fits(q_THD, k_TGD, v_TGD, cache) and q_THD.shape[1] <= 16 * k_TGD.shape[1]:
+    if native.fits(q_THD, k_TGD, v_TGD, cache) and _group_fits(q_THD, k_TGD):
         return _native(q_THD, k_TGD, v_TGD, cache, rows, form)
     return paged_attention_reference(q_THD, k_TGD, v_TGD, cache, rows, form)
+
+
+def _group_fits(q_THD: Tensor, k_TGD: Tensor) -> bool:
+    return q_THD.shape[1] <= native.MAX_GROUP * k_TGD.shape[1]
 
 
 def _native(
@@ -118,8 +122,9 @@ def _write(k_TGD: Tensor, v_TGD: Tensor, cache: Tensor, rows: PagedRows) -> None
     block = torch.from_numpy(rows.table_LW[rows.lane_T[real], position // cache.shape[2]])
     within = torch.from_numpy(position % cache.shape[2])
     index = torch.from_numpy(real)
-    cache[block, 0, within] = k_TGD[index]
-    cache[block, 1, within] = v_TGD[index]
+    shares = cache.stride(1) == 0  # keys and values are the same bytes: see latent.py
+    for part, new_TGD in enumerate((k_TGD,) if shares else (k_TGD, v_TGD)):
+        cache[:, part][block, within] = new_TGD[index]
 
 
 def _attend_segment(

@@ -24,17 +24,38 @@ ROW_FLOOR = 4
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertWeights:
-    """Expert weights in slots: one slot is one expert, gate_up then down.
+class ClampedGate:
+    """A gate with limits: (clamp(up) + 1) * g * sigmoid(alpha * g), g = min(gate, limit)."""
 
-    Shapes: gate_up_SJH [S, 2I, H] (gate rows first), down_SHI [S, H, I]; both may be strided over
-    S (slots padded to pages), and are contiguous within a slot.
+    alpha: float
+    limit: float
+
+    def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Both of one shape; returns that shape."""
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return (up + 1) * (gate * torch.sigmoid(gate * self.alpha))
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """Expert weights in slots: one slot is one expert, gate_up, down, then biases if it has any.
+
+    Shapes: gate_up_SJH [S, 2I, H] (gate rows first), down_SHI [S, H, I], gate_up_bias_SJ [S, 2I],
+    down_bias_SH [S, H]; all may be strided over S (slots padded to pages), and are contiguous
+    within a slot. Without a `clamped` gate the inner value is activation(gate) * up.
     """
 
     gate_up_SJH: Tensor
     down_SHI: Tensor
     activation: Callable[[Tensor], Tensor] = torch.nn.functional.silu
     activation_name: str = "silu"
+    gate_up_bias_SJ: Tensor | None = None
+    down_bias_SH: Tensor | None = None
+    clamped: ClampedGate | None = None
+
+    def gate(self, gate: Tensor, up: Tensor) -> Tensor:
+        """The inner value of an expert from its two projections."""
+        return self.clamped(gate, up) if self.clamped else self.activation(gate) * up
 
 
 def expert_pairs(
@@ -45,7 +66,7 @@ def expert_pairs(
     Shapes: x_NH [N, H]; row_P, slot_P int64 [P], any order; returns y_PH [P, H] in pair order.
     """
     usable = native.fits(x_NH, weights.gate_up_SJH, weights.down_SHI) and x_NH.is_contiguous()
-    if usable and weights.activation_name == "silu":
+    if usable and (weights.clamped or weights.activation_name == "silu"):
         return _expert_pairs_native(x_NH, row_P, slot_P, weights)
     return expert_pairs_reference(x_NH, row_P, slot_P, weights)
 
@@ -57,18 +78,25 @@ def _expert_pairs_native(
     order_P = np.argsort(slot_P, kind="stable")
     hidden = x_NH.shape[1]
     y_PH = torch.empty((len(row_P), hidden))
+    clamped = weights.clamped
     assert native.extension is not None
     native.extension.experts(
         x_NH.data_ptr(),
         (row_P.ctypes.data, slot_P.ctypes.data, order_P.ctypes.data),
-        (weights.gate_up_SJH.data_ptr(), weights.gate_up_SJH.stride(0)),
-        (weights.down_SHI.data_ptr(), weights.down_SHI.stride(0)),
+        _address(weights.gate_up_SJH),
+        _address(weights.down_SHI),
+        _address(weights.gate_up_bias_SJ),
+        _address(weights.down_bias_SH),
         y_PH.data_ptr(),
-        len(row_P),
-        hidden,
-        weights.down_SHI.shape[2],
+        (len(row_P), hidden, weights.down_SHI.shape[2]),
+        (clamped.alpha, clamped.limit) if clamped else (0.0, 0.0),
     )
     return y_PH
+
+
+def _address(per_slot: Tensor | None) -> tuple[int, int]:
+    """Where slot 0 begins and how many elements further the next one does; zeros for nothing."""
+    return (0, 0) if per_slot is None else (per_slot.data_ptr(), per_slot.stride(0))
 
 
 def expert_pairs_reference(
@@ -103,9 +131,15 @@ def expert_mlp(x_MH: Tensor, counts: list[int], slots: list[int], weights: Exper
 
 
 def _one_expert(rows_GH: Tensor, slot: int, weights: ExpertWeights) -> Tensor:
-    inner_GJ = torch.nn.functional.linear(rows_GH, weights.gate_up_SJH[slot])
+    linear = torch.nn.functional.linear
+    inner_GJ = linear(rows_GH, weights.gate_up_SJH[slot], _of(weights.gate_up_bias_SJ, slot))
     gate_GI, up_GI = inner_GJ.chunk(2, dim=-1)
-    return torch.nn.functional.linear(weights.activation(gate_GI) * up_GI, weights.down_SHI[slot])
+    inner_GI = weights.gate(gate_GI, up_GI)
+    return linear(inner_GI, weights.down_SHI[slot], _of(weights.down_bias_SH, slot))
+
+
+def _of(per_slot: Tensor | None, slot: int) -> Tensor | None:
+    return None if per_slot is None else per_slot[slot]
 
 
 def weighted_sum_in_id_order(y_NKH: Tensor, ids_NK: Tensor, weights_NK: Tensor) -> Tensor:

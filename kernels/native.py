@@ -16,8 +16,9 @@ try:
 except ImportError:
     extension = None
 
+MAX_GROUP = 128  # query heads per KV head, as in _attend.h
 LANES = 8  # as in _lanes.h: last dims must be whole multiples
-INTERFACE = 2  # as in _paged.c: an extension left over from another version is not used
+INTERFACE = 3  # as in _paged.c: an extension left over from another version is not used
 
 if extension is not None and getattr(extension, "INTERFACE", 0) != INTERFACE:
     extension = None

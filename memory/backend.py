@@ -33,8 +33,9 @@ class PageRun:
 class DeviceHandle:
     """The right to map the pages of one device.
 
-    `fd` is what the owner shared; it stays valid until whoever received it closes it. `page_kind`
-    says what the pages are made of: "4KiB", "thp-2MiB" or "hugetlb-2MiB" on the host back end.
+    `fd` is what the owner shared; it stays valid until whoever received it closes it. It is -1 for
+    a kind of device that shares page by page (`Shares`). `page_kind` says what the pages are made
+    of: "4KiB", "thp-2MiB" or "hugetlb-2MiB" on the host back end.
     """
 
     device_id: str
@@ -42,11 +43,23 @@ class DeviceHandle:
     page_bytes: int
     page_count: int
     page_kind: str
+    kind: str = "cpu"  # which back end maps it
 
     @property
     def bytes(self) -> int:
         """The HBM size that is enforced, in bytes."""
         return self.page_bytes * self.page_count
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What lets another process map a run of pages, one entry a page: descriptors or numbers.
+
+    Both are empty where the device's own descriptor is enough. Descriptors belong to the receiver.
+    """
+
+    fds: tuple[int, ...] = ()
+    values: tuple[int, ...] = ()
 
 
 class PageOwner(Protocol):
@@ -63,6 +76,10 @@ class PageOwner(Protocol):
         """
         ...
 
+    def share(self, handle: DeviceHandle, run: PageRun, process: int) -> Shares:
+        """What `process` needs to map these pages; the same pages may be shared again."""
+        ...
+
     def destroy(self, handle: DeviceHandle) -> None:
         """Close the device's pages; memory lives on while any process still maps it."""
         ...
@@ -70,6 +87,14 @@ class PageOwner(Protocol):
 
 class PageMapper(Protocol):
     """The worker's half: turns pages into addresses."""
+
+    def process(self) -> int:
+        """How this process is named to the owner when it asks for pages."""
+        ...
+
+    def adopt(self, handle: DeviceHandle, run: PageRun, shares: Shares) -> None:
+        """Take what the owner shared, before these pages are mapped here for the first time."""
+        ...
 
     def reserve(self, bytes: int) -> int:
         """Reserve addresses, aligned to the largest page the back end knows."""
@@ -85,6 +110,10 @@ class PageMapper(Protocol):
 
     def prefault(self, address: int, bytes: int, writable: bool) -> None:
         """Make the first access to mapped addresses cheap, off the critical path."""
+        ...
+
+    def copy(self, target: int, source: int, bytes: int) -> None:
+        """Copy between mapped addresses, and return when it is done."""
         ...
 
     def release(self, address: int, bytes: int) -> None:

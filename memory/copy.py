@@ -2,13 +2,12 @@
 
 The peer's pages are mapped read-only for as long as the copy takes and moved by memcpy, which on
 one machine is five to ten times faster than any socket. The target is a mapped, writable window.
-ctypes lets go of the interpreter lock during the move, so a serving thread goes on.
+The back end lets go of the interpreter lock during the move, so a serving thread goes on.
 
 Only within a node: pages of another machine are never mapped, they travel through the engine's
 transfer group.
 """
 
-import ctypes
 from collections.abc import Sequence
 
 from ..core.errors import MappingError
@@ -41,9 +40,9 @@ def copy_pages(
         )
     if not count:
         return 0
-    with Window(source, total, writable=False) as peer:
+    with Window(source, total, writable=False, mapper=target.mapper) as peer:
         peer.map(0, source_pages)
         for done in range(0, count, PIECE_BYTES):
             size = min(PIECE_BYTES, count - done)
-            ctypes.memmove(target.address + target_offset + done, peer.address + done, size)
+            target.mapper.copy(target.address + target_offset + done, peer.address + done, size)
     return count

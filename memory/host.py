@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import MappingError
-from .backend import DeviceHandle, PageRun
+from .backend import DeviceHandle, PageRun, Shares
 
 OS_PAGE_BYTES = mmap.PAGESIZE
 HUGE_PAGE_BYTES = 2 * 1024 * 1024
@@ -38,6 +38,7 @@ _MADV_POPULATE_WRITE = 23
 _FALLOC_PUNCH_HOLE = 0x02 | 0x01  # with KEEP_SIZE, which the call requires
 _MFD_HUGE_2MB = 21 << 26
 _F_ADD_SEALS = 1033
+_F_GET_SEALS = 1034
 _SEALS_AGAINST_RESIZING = 0x1 | 0x2 | 0x4  # SEAL | SHRINK | GROW
 _PROT_NONE = 0
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -76,11 +77,22 @@ class HostBackend:
             raise _errno_error(f"trim {run.count} pages of device {handle.device_id}")
         return max(0, before - held_bytes(handle.fd))
 
+    def share(self, handle: DeviceHandle, run: PageRun, process: int) -> Shares:
+        """Nothing: whoever has the device's descriptor can map every page of it."""
+        return Shares()
+
     def destroy(self, handle: DeviceHandle) -> None:
         """Close the memfd."""
         os.close(handle.fd)
 
     # The mapper's half.
+
+    def process(self) -> int:
+        """The process id."""
+        return os.getpid()
+
+    def adopt(self, handle: DeviceHandle, run: PageRun, shares: Shares) -> None:
+        """Nothing: see `share`."""
 
     def reserve(self, bytes: int) -> int:
         """Reserve addresses aligned to 2 MiB, so that huge pages fit at any page offset."""
@@ -128,6 +140,10 @@ class HostBackend:
         for place in range(address, address + bytes, OS_PAGE_BYTES):
             ctypes.c_char.from_address(place).value  # noqa: B018  the read is the point
 
+    def copy(self, target: int, source: int, bytes: int) -> None:
+        """memcpy, without the interpreter lock."""
+        ctypes.memmove(target, source, bytes)
+
     def release(self, address: int, bytes: int) -> None:
         """munmap."""
         if self._libc.munmap(address, bytes) != 0:
@@ -150,6 +166,15 @@ class HostBackend:
         if result == _MAP_FAILED or result is None:
             raise _errno_error(f"reserve {bytes} bytes of addresses")
         return int(result)
+
+
+def is_sealed(fd: int) -> bool:
+    """Whether a descriptor is a memfd that nobody can resize: mapping it can never be a SIGBUS."""
+    try:
+        seals = fcntl.fcntl(fd, _F_GET_SEALS)
+    except OSError:
+        return False
+    return seals & _SEALS_AGAINST_RESIZING == _SEALS_AGAINST_RESIZING
 
 
 def held_bytes(fd: int) -> int:

@@ -7,9 +7,9 @@ Three layouts of one rank, plain data that the HMM keeps so that any process can
                    so that re-spreading moves pages and never bytes
     KvLayout       pages that hold KV blocks
 
-An expert in its slot is `gate_up` [2I, H] directly followed by `down` [H, I]; what is left of
-`slot_bytes` is padding. The window of an ExpertLayout places slot s at `s * slot_bytes`. Pages are
-numbers of the device; a window maps `layout.pages` from offset 0 on.
+An expert in its slot is `gate_up` [2I, H] directly followed by `down` [H, I], and by its biases if
+it has any; what is left of `slot_bytes` is padding. The window of an ExpertLayout places slot s at
+`s * slot_bytes`. Pages are numbers of the device; a window maps `layout.pages` from offset 0 on.
 
 Legend: H hidden, I expert hidden. Pure: no torch, no IO. `to_json`/`from_json` are exact inverses
 and raise ProtocolError on anything that this version did not write.
@@ -55,6 +55,12 @@ def experts_name(model: str, device: str, epoch: int) -> str:
 def kv_name(model: str, device: str) -> str:
     """The HMM's name of a rank's KvLayout."""
     return f"kv:{model}:{device}"
+
+
+def device_of_layout(name: str) -> str:
+    """The device whose pages a layout of that name describes; empty for any other name."""
+    parts = name.split(":")
+    return parts[2] if len(parts) in (3, 4) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +127,12 @@ class SharedLayout:
 
 @dataclass(frozen=True, slots=True)
 class ExpertShape:
-    """The tensors of one expert: gate_up [2I, H], then down [H, I], of one dtype."""
+    """The tensors of one expert: gate_up [2I, H], down [H, I], then biases if any, of one dtype."""
 
     hidden: int
     expert_hidden: int
     dtype: str
+    has_bias: bool = False
 
     @property
     def gate_up_shape(self) -> tuple[int, int]:
@@ -143,9 +150,24 @@ class ExpertShape:
         return math.prod(self.gate_up_shape) * dtype_bytes(self.dtype)
 
     @property
+    def places(self) -> dict[str, TensorPlace]:
+        """Tensor -> place in the slot: gate_up, down, then gate_up_bias [2I] and down_bias [H]."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "gate_up": self.gate_up_shape,
+            "down": self.down_shape,
+        }
+        if self.has_bias:
+            shapes |= {"gate_up_bias": (2 * self.expert_hidden,), "down_bias": (self.hidden,)}
+        places, end = {}, 0
+        for name, shape in shapes.items():
+            places[name] = TensorPlace(end, shape, self.dtype)
+            end += places[name].bytes
+        return places
+
+    @property
     def bytes(self) -> int:
         """Bytes of one expert in its slot, without padding."""
-        return self.down_offset + math.prod(self.down_shape) * dtype_bytes(self.dtype)
+        return sum(place.bytes for place in self.places.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +233,12 @@ class ExpertLayout:
         """Plain data; slots as [layer, expert] in slot order, pages of all slots as runs."""
         return {
             "kind": "experts",
-            "shape": [self.shape.hidden, self.shape.expert_hidden, self.shape.dtype],
+            "shape": [
+                self.shape.hidden,
+                self.shape.expert_hidden,
+                self.shape.dtype,
+                *([True] if self.shape.has_bias else []),
+            ],
             "page_bytes": self.page_bytes,
             "slots": [[layer, expert, slot] for (layer, expert), slot in self.slots.items()],
             "pages": _runs(self.pages),
@@ -221,8 +248,8 @@ class ExpertLayout:
     def from_json(cls, plain: dict[str, Any]) -> "ExpertLayout":
         """The inverse of `to_json`."""
         with _reading("experts", plain):
-            hidden, expert_hidden, dtype = plain["shape"]
-            shape = ExpertShape(int(hidden), int(expert_hidden), str(dtype))
+            hidden, expert_hidden, dtype, *bias = plain["shape"]
+            shape = ExpertShape(int(hidden), int(expert_hidden), str(dtype), bias == [True])
             page_bytes = int(plain["page_bytes"])
             slots = {(int(at), int(expert)): int(slot) for at, expert, slot in plain["slots"]}
             size, pages = cls(shape, page_bytes).pages_per_slot, _pages(plain["pages"])

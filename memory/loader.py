@@ -13,15 +13,17 @@ Legend: H hidden, I expert hidden. torch is needed here; safetensors' own librar
 """
 
 import ctypes
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from ..core.checkpoint import DAMAGED, TensorEntry, read_tensor_entries
+from ..core.checkpoint import TensorEntry, read_tensor_entries
 from ..core.errors import CheckpointError, MappingError
+from ..core.families import FUSED, FUSED_PARTS, SPELLINGS
+from .files import WeightFile
 
 PIECE_BYTES = 4 * 1024 * 1024  # stays in the last-level cache between reading and converting
 
@@ -40,32 +42,41 @@ TORCH_DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 
-# How families name one expert's gate, up and down; `layer` is the model's layer index.
-_EXPERT_NAMES = (
-    ("model.layers.{layer}.mlp.experts.{expert}.", ("gate_proj", "up_proj", "down_proj")),
-    ("model.layers.{layer}.block_sparse_moe.experts.{expert}.", ("w1", "w3", "w2")),
-)
-# One tensor for all experts of a layer: [E, 2I, H] and [E, H, I].
-_FUSED_GATE_UP = "model.layers.{layer}.mlp.experts.gate_up_proj"
-_FUSED_DOWN = "model.layers.{layer}.mlp.experts.down_proj"
+# Names that a checkpoint may use instead of the model's own.
+_RENAMED = ((".mlp.", ".block_sparse_moe."),)
 
 
 class CheckpointReader:
     """The tensors of a checkpoint folder. Not shared between threads: give each its own.
 
     Raises CheckpointError on a missing, truncated or malformed file. `bytes_read` counts what came
-    from files.
+    from files. `direct` reads past the page cache where the file system allows it. `on_bytes(data,
+    checksum) -> checksum` sees every byte as it stands in the file; `checksum` is its last word.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        direct: bool = False,
+        on_bytes: Callable[[memoryview, int], int] | None = None,
+    ) -> None:
         self.folder = Path(folder)
         self.bytes_read = 0
+        self.checksum = 0
+        self._direct, self._on_bytes = direct, on_bytes
         self._entries = read_tensor_entries(self.folder)
-        self._fds: dict[Path, int] = {}
+        self._files: dict[Path, WeightFile] = {}
+        self._bounce: torch.Tensor | None = None
+
+    @property
+    def direct_bytes(self) -> int:
+        """Bytes read past the page cache so far."""
+        return sum(file.direct_bytes for file in self._files.values())
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint holds a tensor of that name."""
-        return name in self._entries
+        return self._spelled(name) in self._entries
 
     def names(self) -> list[str]:
         """Every tensor's name, sorted."""
@@ -73,12 +84,20 @@ class CheckpointReader:
 
     def entry(self, name: str) -> TensorEntry:
         """Where a tensor is. Raises CheckpointError when it is missing."""
-        if name not in self._entries:
+        found = self._entries.get(self._spelled(name))
+        if found is None:
             raise CheckpointError(
                 f"{self.folder}: tensor {name} is missing from the checkpoint",
                 next_step="the weights do not belong to this config.json, or a file was not copied",
             )
-        return self._entries[name]
+        return found
+
+    def _spelled(self, name: str) -> str:
+        """The checkpoint's word for a tensor of the model."""
+        if name in self._entries:
+            return name
+        others = (name.replace(ours, theirs) for ours, theirs in _RENAMED)
+        return next((other for other in others if other in self._entries), name)
 
     def read_tensor_into(self, name: str, out: torch.Tensor, index: int | None = None) -> None:
         """Fill `out` with a tensor, or with `tensor[index]` of its first dim, converting floats.
@@ -101,8 +120,8 @@ class CheckpointReader:
 
     def close(self) -> None:
         """Close the files."""
-        while self._fds:
-            os.close(self._fds.popitem()[1])
+        while self._files:
+            self._files.popitem()[1].close()
 
     def __enter__(self) -> "CheckpointReader":
         return self
@@ -118,47 +137,61 @@ class CheckpointReader:
     def _pieces(self, entry: TensorEntry, begin: int, count: int) -> Iterator[torch.Tensor]:
         """The numbers of a range in order, as views of one bounce buffer."""
         dtype = TORCH_DTYPES[entry.dtype]
-        bounce = torch.empty(min(count, PIECE_BYTES // dtype.itemsize), dtype=dtype)
+        if self._bounce is None:
+            self._bounce = torch.empty(PIECE_BYTES, dtype=torch.uint8)
+        bounce = self._bounce.view(dtype)
         for start in range(0, count, bounce.numel()):
             piece = bounce[: min(bounce.numel(), count - start)]
             self._read_exactly(entry, begin + start * dtype.itemsize, _bytes_of(piece))
             yield piece
 
     def _read_exactly(self, entry: TensorEntry, begin: int, target: memoryview) -> None:
-        done = 0
-        while done < len(target):
-            try:
-                count = os.preadv(self._fd(entry.file), [target[done:]], begin + done)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{entry.file}: tensor {entry.name} cannot be read: {error}"
-                ) from error
-            if count == 0:
-                raise CheckpointError(
-                    f"{entry.file}: truncated while tensor {entry.name} was read",
-                    next_step=DAMAGED,
-                )
-            done += count
-        self.bytes_read += done
+        try:
+            self._file(entry.file).read_into(begin, target)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error.message} while tensor {entry.name} was read", next_step=error.next_step
+            ) from error
+        self.bytes_read += len(target)
+        if self._on_bytes is not None:
+            self.checksum = self._on_bytes(target, self.checksum)
 
-    def _fd(self, file: Path) -> int:
-        if file not in self._fds:
-            self._fds[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        return self._fds[file]
+    def _file(self, path: Path) -> WeightFile:
+        if path not in self._files:
+            self._files[path] = WeightFile(path, direct=self._direct)
+        return self._files[path]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStyle:
+    """What is particular about a family's experts: how the file keeps them, and their biases.
+
+    A transposed file has [H, 2I] and [I, H], an interleaved one gate and up in turn; the slot has
+    neither. Shapes: gate_up_bias [2I], down_bias [H].
+    """
+
+    is_transposed: bool = False
+    is_interleaved: bool = False
+    gate_up_bias: torch.Tensor | None = None
+    down_bias: torch.Tensor | None = None
 
 
 def read_expert_into(
-    reader: CheckpointReader, layer: int, expert: int, gate_up: torch.Tensor, down: torch.Tensor
+    reader: CheckpointReader,
+    layer: int,
+    expert: int,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    style: ExpertStyle | None = None,
 ) -> None:
     """Fill one expert's slot. `layer` is the model's layer index.
 
     Shapes: gate_up [2I, H] (gate rows, then up rows), down [H, I].
     Raises: as `read_tensor_into`.
     """
-    fused = _FUSED_GATE_UP.format(layer=layer)
+    fused = FUSED.format(layer=layer, part=FUSED_PARTS[0])
     if reader.has(fused):
-        reader.read_tensor_into(fused, gate_up, expert)
-        reader.read_tensor_into(_FUSED_DOWN.format(layer=layer), down, expert)
+        _read_fused(reader, (layer, expert), (gate_up, down), style or ExpertStyle())
         return
     gate_name, up_name, down_name = _expert_names(reader, layer, expert)
     half = gate_up.shape[0] // 2
@@ -167,13 +200,38 @@ def read_expert_into(
     reader.read_tensor_into(down_name, down)
 
 
-def _expert_names(reader: CheckpointReader, layer: int, expert: int) -> list[str]:
+def _read_fused(
+    reader: CheckpointReader,
+    key: tuple[int, int],
+    weights: tuple[torch.Tensor, torch.Tensor],
+    style: ExpertStyle,
+) -> None:
+    """One expert out of tensors that hold all experts of a layer."""
+    layer, expert = key
+    outs = (*weights, style.gate_up_bias, style.down_bias)
+    for part, out in zip(FUSED_PARTS, outs, strict=True):
+        if out is None:
+            continue
+        name, is_gate = FUSED.format(layer=layer, part=part), part.startswith("gate")
+        is_turned = style.is_transposed and out.dim() == 2
+        if not is_turned and not (is_gate and style.is_interleaved):
+            reader.read_tensor_into(name, out, expert)
+            continue
+        held = torch.empty(out.shape[::-1] if is_turned else out.shape, dtype=out.dtype)
+        reader.read_tensor_into(name, held, expert)
+        rows = held.T if is_turned else held
+        if is_gate and style.is_interleaved:
+            half = out.shape[0] // 2
+            out[:half].copy_(rows[::2])
+            out[half:].copy_(rows[1::2])
+        else:
+            out.copy_(rows)
+
+
+def _expert_names(reader: CheckpointReader, layer: int, expert: int) -> tuple[str, str, str]:
     """The family's three names; the first family's when none is there, for the error's sake."""
-    spellings = [
-        [f"{prefix.format(layer=layer, expert=expert)}{leaf}.weight" for leaf in leaves]
-        for prefix, leaves in _EXPERT_NAMES
-    ]
-    return next((names for names in spellings if reader.has(names[0])), spellings[0])
+    spelled = [spelling.names(layer, expert) for spelling in SPELLINGS]
+    return next((names for names in spelled if reader.has(names[0])), spelled[0])
 
 
 def _part(entry: TensorEntry, index: int | None) -> tuple[int, tuple[int, ...]]:

@@ -88,12 +88,32 @@ def is_inside(tensor: torch.Tensor, window: Window) -> bool:
     return window.address <= start and end <= window.address + window.bytes
 
 
+class _CudaMemory:
+    """A range of a CUDA window as torch takes it without a copy; torch keeps it, it the addresses.
+
+    The device is found by torch from the address.
+    """
+
+    def __init__(self, window: Window, offset: int, size: int) -> None:
+        self.address_range = window.range
+        self.__cuda_array_interface__ = {
+            "shape": (size,),
+            "typestr": "|u1",
+            "data": (window.address + offset, False),
+            "version": 3,
+        }
+
+
 def _flat(window: Window, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor:
     size = count * dtype.itemsize
     if offset < 0 or offset + size > window.bytes:
         raise MappingError(f"{offset}..{offset + size} is outside a window of {window.bytes} bytes")
     if offset % dtype.itemsize:
         raise MappingError(f"offset {offset} is not aligned to items of {dtype.itemsize} bytes")
+    if window.handle.kind == "cuda":
+        return torch.as_tensor(_CudaMemory(window, offset, size), device="cuda").view(dtype)
+    if window.handle.kind != "cpu":
+        raise MappingError(f"no tensor can stand on a device of kind {window.handle.kind} yet")
     buffer = (ctypes.c_char * size).from_address(window.address + offset)
     buffer.address_range = window.range  # type: ignore[attr-defined]  # keeps the addresses
     return torch.frombuffer(buffer, dtype=dtype)

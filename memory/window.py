@@ -24,6 +24,8 @@ from ..core.errors import MappingError
 from .backend import DeviceHandle, PageMapper, coalesce
 from .host import HostBackend
 
+HOST_KIND = "cpu"
+
 
 class AddressRange:
     """Reserved addresses; given up when nothing refers to this object any more."""
@@ -51,8 +53,12 @@ class Window:
         self.page_bytes = handle.page_bytes
         self.bytes = -(-bytes // self.page_bytes) * self.page_bytes
         self.writable = writable
-        self._mapper: PageMapper = mapper if mapper is not None else HostBackend()
-        self._range: AddressRange | None = AddressRange(self._mapper, self.bytes)
+        if mapper is None and handle.kind != HOST_KIND:
+            raise MappingError(
+                f"device {handle.device_id} is of kind {handle.kind}: say which back end maps it"
+            )
+        self.mapper: PageMapper = mapper if mapper is not None else HostBackend()
+        self._range: AddressRange | None = AddressRange(self.mapper, self.bytes)
         self.address = self._range.address
         self._page_at: dict[int, int] = {}  # place in the window, in pages -> page of the device
         self._lock = threading.Lock()
@@ -96,7 +102,7 @@ class Window:
             for place in places:
                 if place not in self._page_at:
                     raise MappingError(f"{self._name(place)} maps no page, nothing to unmap")
-            self._mapper.unmap(self.address + offset, bytes)
+            self.mapper.unmap(self.address + offset, bytes)
             for place in places:
                 del self._page_at[place]
 
@@ -108,7 +114,7 @@ class Window:
                 if place not in self._page_at:
                     raise MappingError(f"{self._name(place)} maps no page, nothing to prefault")
             if bytes:
-                self._mapper.prefault(self.address + offset, bytes, self.writable)
+                self.mapper.prefault(self.address + offset, bytes, self.writable)
 
     def is_mapped(self, offset: int, bytes: int) -> bool:
         """Whether every byte of `[offset, offset + bytes)` stands on a page; any alignment."""
@@ -129,7 +135,7 @@ class Window:
             if self._range is None:
                 return
             if self._page_at:
-                self._mapper.unmap(self.address, self.bytes)
+                self.mapper.unmap(self.address, self.bytes)
                 self._page_at.clear()
             self._range = None
 
@@ -148,7 +154,7 @@ class Window:
         place = first
         for run in coalesce(tuple(pages)):
             address = self.address + place * self.page_bytes
-            self._mapper.map(address, self.handle, run, self.writable)
+            self.mapper.map(address, self.handle, run, self.writable)
             self._page_at.update((place + index, run.first + index) for index in range(run.count))
             place += run.count
 

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.plan import DeviceId, Placement
+from .balance import balance_layer
 from .quotas import Counts
 
 Owners = tuple[tuple[tuple[int, ...], ...], ...]
+Loads = Sequence[Sequence[float]]  # [L][E] work per expert, in any unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,24 @@ def _live_holder(
     devices = [old.ranks[holder] for holder in old.owners[layer][expert]]
     live = [device for device in devices if device not in lost]
     return next((device for device in live if device in rank_of), live[0] if live else None)
+
+
+def rebalanced(owners: Owners, held: Holdings, loads_LE: Loads, width: int) -> Owners:
+    """The owners with others moved in their place, so that the fullest rank has less to do.
+
+    Moves and counts stay the same. Layers without any load stay as they are.
+    """
+    return tuple(
+        tuple(
+            (owner,)
+            for owner in balance_layer(
+                [holders[0] for holders in owners_E], held.rank_LE[layer], loads_LE[layer], width
+            )
+        )
+        if any(loads_LE[layer])
+        else owners_E
+        for layer, owners_E in enumerate(owners)
+    )
 
 
 def assign(held: Holdings, quotas_LW: Counts, ranks: Sequence[DeviceId]) -> Owners:

@@ -6,7 +6,8 @@ planner's choice depends on bytes alone, so a wrong constant cannot make a plan 
 
     prepare = start a process and its group (only when ranks join, else the group alone)
             + the slowest device's share of: copies in the node, copies between nodes, loads
-    pause   = the exchange of the agreed step and the remap of the windows
+    pause   = one step at the new epoch, its first exchange included; in a heal nobody serves
+              while it prepares, so all of that is added
 
 Copies of different devices run at the same time, those of one target follow each other.
 """
@@ -15,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core.plan import DeviceId, Step, StepKind
+from ..core.plan import DeviceId, Step, StepKind, TransitionKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,9 @@ class Rates:
     fresh_copy: float = 0.9e9  # the same into pages never touched: the first touch is the cost
     cross_copy: float = 0.8e9  # gloo over TCP loopback: 0.6 to 1.0 measured
     load: float = 0.4e9  # checkpoint in the page cache, bf16 to fp32 in pieces, into fresh pages
-    fork_and_group_s: float = (
-        0.2  # fork server to a rank in its group: 60 ms idle, 200 ms when busy
-    )
-    group_s: float = 0.05  # a new group among running ranks
-    flip_ms: float = 2.0  # the flip is an assignment; the first exchange on the new group is in it
+    fork_and_group_s: float = 0.3  # fork server to a rank in its group: 0.06 idle, 0.4 busy
+    group_s: float = 0.1  # a new group among running ranks, and the answers of all nodes
+    flip_ms: float = 8.0  # the flip is an assignment; a first step of 7 to 16 ms was measured
 
 
 MEASURED_RATES = Rates()
@@ -54,7 +53,8 @@ def _rate(step: Step, joining: frozenset[DeviceId], rates: Rates) -> float:
     return rates.fresh_copy if step.target in joining else rates.touched_copy
 
 
-def pause_ms(steps: Sequence[Step], rates: Rates) -> float:
-    """Milliseconds that a stream waits longer than usual at the commit; 0 when nothing served."""
-    served = any(step.kind in (StepKind.KEEP, StepKind.COPY) for step in steps)
-    return rates.flip_ms if served else 0.0
+def pause_ms(kind: TransitionKind, prepare_s: float, rates: Rates) -> float:
+    """Milliseconds that a stream waits longer than usual at the commit; 0 when nothing serves."""
+    if kind in (TransitionKind.CREATE, TransitionKind.DELETE):
+        return 0.0
+    return rates.flip_ms + (1000 * prepare_s if kind is TransitionKind.HEAL else 0.0)

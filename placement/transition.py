@@ -49,6 +49,7 @@ class TransitionInput:
     epoch_floor: int = 0  # the highest epoch that any transition of the model has had
     instance_floor: int = 0  # the highest worker instance that was ever seen
     rates: time_model.Rates = time_model.MEASURED_RATES
+    loads: tuple[tuple[float, ...], ...] = ()  # [L][E] tokens per expert; empty when unknown
 
 
 def plan_transition(wanted: TransitionInput) -> TransitionPlan | Infeasible:
@@ -66,15 +67,23 @@ def plan_transition(wanted: TransitionInput) -> TransitionPlan | Infeasible:
     held = experts.holdings(wanted.old, wanted.demand.expert_counts, ranks, wanted.lost)
     counts_LW = held.counts(wanted.width)
     quotas_LW = quotas.choose_quotas(wanted.demand.expert_counts, counts_LW)
+    owners = experts.assign(held, quotas_LW, ranks)
+    if _are_loads_known(wanted):
+        owners = experts.rebalanced(owners, held, wanted.loads, wanted.width)
     new = Placement(
         model=wanted.model,
         epoch=_next_epoch(wanted),
         ranks=ranks,
-        owners=experts.assign(held, quotas_LW, ranks),
+        owners=owners,
         instances=_instances(wanted, ranks),
     )
     bound = quotas.lower_bound_moves(wanted.demand.expert_counts, counts_LW)
     return _finish(wanted, new, bound * wanted.demand.expert_bytes)
+
+
+def _are_loads_known(wanted: TransitionInput) -> bool:
+    """Whether there is a load for every expert: from another model's shape they would mislead."""
+    return tuple(map(len, wanted.loads)) == tuple(wanted.demand.expert_counts)
 
 
 def _next_epoch(wanted: TransitionInput) -> int:
@@ -138,13 +147,14 @@ def _predict(
 ) -> Prediction:
     joining = frozenset(new.ranks[rank] for rank in joining_ranks(wanted.old, new))
     moves = [step for step in steps if step.kind in MOVES]
+    prepare_s = time_model.prepare_s(steps, joining, wanted.rates)
     return Prediction(
         bytes_moved=sum(step.bytes for step in moves if step.part is Part.EXPERT),
         bytes_lower_bound=bound_bytes,
         shared_bytes_moved=sum(step.bytes for step in moves if step.part is Part.SHARED),
         peak_bytes=peak,
-        prepare_s=round(time_model.prepare_s(steps, joining, wanted.rates), 6),
-        pause_ms=round(time_model.pause_ms(steps, wanted.rates), 6),
+        prepare_s=round(prepare_s, 6),
+        pause_ms=round(time_model.pause_ms(wanted.kind, prepare_s, wanted.rates), 6),
         steps_cross_node=sum(step.crosses_node for step in moves),
     )
 

@@ -1,8 +1,8 @@
 """What does a worker need beside experts, and what of it is there already? Shared weights and KV.
 
-Both belong to the device, not to the process: when a worker dies, the HMM still has them under their
-names, and its replacement maps them without copying a byte. Only where nothing is found are pages
-reserved and filled. Reservations are committed at COMMIT with the layouts that name them.
+Both belong to the device, not to the process: when a worker dies, the HMM still has them under
+their names, and its replacement maps them without copying a byte. Only where nothing is found are
+pages reserved and filled. Reservations are committed at COMMIT with the layouts that name them.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,13 @@ from ...memory.window import Window
 from .context import WorkerContext
 from .engine import Engine
 from .gently import Piece
+from .grammar import Grammars
 from .kv import KvPool
 from .model import ForwardPass, bind_shared
 from .sources import Sources, bytes_at, touch
 
+#: Weights named in a refusal; there may be one for every layer.
+NAMED_MAX = 3
 #: KV pages touched per piece: about a millisecond of first touch.
 TOUCH_BYTES = 1024 * 1024
 
@@ -86,7 +89,31 @@ class Attachment:
         flat = tensor_at(self._kv_window, 0, (room,), context.dtype)
         block = context.shape.kv_block_shape(context.limits.block_tokens)
         pool = KvPool.over(flat, block, self.kv.block_count)
-        return Engine(ForwardPass(context.template), pool, context.limits)
+        grammars = Grammars(context.launch.model_folder, context.shape.vocab)
+        forward = ForwardPass(context.template)
+        if context.is_reproducible:
+            require_stable_rows(forward, context.launch.model)
+        return Engine(forward, pool, context.limits, grammars=grammars)
+
+    @property
+    def kv_window_bytes(self) -> int:
+        """Addresses for KV; 0 while it is not mapped."""
+        return self._kv_window.bytes if self._kv_window is not None else 0
+
+    def map_more_kv(self, layout: KvLayout) -> None:
+        """Map and touch the pages of `layout` that stand behind those mapped now."""
+        if self._kv_window is None:
+            raise WorkerError("KV is not mapped yet")
+        start = len(self.kv.pages) * layout.page_bytes
+        self._kv_window.map(start, layout.pages[len(self.kv.pages) :])
+        end = len(layout.pages) * layout.page_bytes
+        for offset in range(start, end, TOUCH_BYTES):
+            touch(self._kv_window, offset, min(TOUCH_BYTES, end - offset))
+
+    def unmap_kv_from(self, offset: int, size: int) -> None:
+        """Unmap pages that the engine has given up."""
+        if self._kv_window is not None:
+            self._kv_window.unmap(offset, size)
 
     def close(self) -> None:
         """Give back windows; reservations are the caller's."""
@@ -171,3 +198,18 @@ class Attachment:
         assert self._kv_window is not None
         size = min(TOUCH_BYTES, len(self.kv.pages) * self.kv.page_bytes - offset)
         touch(self._kv_window, offset, size)
+
+
+def require_stable_rows(forward: ForwardPass, model: str) -> None:
+    """The start-up self-test of `precision: reproducible`.
+
+    Raises:  WorkerError with the reason when a row's bits depend on its neighbours here.
+    """
+    unstable = forward.unstable_weights()
+    if unstable:
+        raise WorkerError(
+            f"model {model}: precision reproducible is not possible on this machine: rows of "
+            f"{', '.join(unstable[:NAMED_MAX])} ({len(unstable)} weights) change bits with the "
+            "rows beside them",
+            next_step="use precision: standard, or devices whose GEMM keeps rows apart",
+        )

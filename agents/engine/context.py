@@ -55,10 +55,16 @@ class WorkerContext:
                     engine.get("maxContext") or shape.context_tokens, shape.context_tokens
                 ),
                 max_queued=int(engine["maxRequests"]) * QUEUE_FACTOR,
+                prefix_cache=bool(engine.get("prefixCache", True)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise WorkerError(f"model {launch.model}: its spec lacks {error}") from error
         return cls(launch, template, shape, template.dtype, limits, int(kv_bytes))
+
+    @property
+    def is_reproducible(self) -> bool:
+        """Whether the spec asks for rows that keep their bits."""
+        return self.launch.model_spec.get("precision") == "reproducible"
 
     @property
     def device(self) -> DeviceId:
@@ -78,7 +84,8 @@ class WorkerContext:
     @property
     def expert_shape(self) -> ExpertShape:
         """What one slot holds."""
-        return ExpertShape(self.shape.hidden, self.shape.inner, self.dtype_name)
+        form = self.shape.expert
+        return ExpertShape(form.hidden, form.inner, self.dtype_name, form.has_bias)
 
     def owner(self, part: str) -> str:
         """The HMM's owner label of this model's "shared", "experts" or "kv" pages."""

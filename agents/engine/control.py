@@ -4,7 +4,7 @@ The worker is the server: whoever may open the socket (its directory is private,
 checked) can ask, any number of times; events go to everyone connected. A request is answered at
 once; what takes time ends with an event (lifecycle.py).
 
-    status stats prepare commit retire forfeit peer_lost leaving stop
+    status stats kv prepare commit retire forfeit peer_lost leaving stop
 """
 
 import os
@@ -16,10 +16,12 @@ from typing import Any
 from ...core.errors import MoectlError, ProtocolError
 from ...core.paths import short_socket_path
 from ...core.records import TransitionRecord, from_plain
-from ...memory.hmm.server import peer_uid
+from ...memory.hmm.listener import peer_uid
 from .hub import Hub, Peer
 from .lifecycle import Lifecycle
 from .steps import StepLoop
+
+KV_REQUESTS_MAX = 256  # told to `moectl describe`; more would not be read
 
 Report = Callable[[], dict[str, Any]]
 
@@ -66,6 +68,8 @@ class ControlServer:
                 return self._status()
             case "stats":
                 return {"stats": self._stats()}
+            case "kv":
+                return {"requests": self._kv_by_request()}
             case "prepare":
                 self._lifecycle.prepare(from_plain(TransitionRecord, message["transition"]))
             case "commit":
@@ -83,6 +87,12 @@ class ControlServer:
             case other:
                 raise ProtocolError(f"unknown operation {str(other)[:40]!r}")
         return {}
+
+    def _kv_by_request(self) -> dict[str, list[int]]:
+        """KV blocks by request, for people; bounded, and a step may change them meanwhile."""
+        engine = self._loop.engine
+        held = engine.scheduler.blocks_by_request() if engine is not None else {}
+        return dict(list(held.items())[:KV_REQUESTS_MAX])
 
 
 def _listen(path: Path) -> socket.socket:

@@ -1,9 +1,10 @@
 """How are the routed experts computed when they lie on several ranks? Two exchanges per MoE layer.
 
-Dispatch: a row goes once to every rank that owns any of its experts, together with the (row, expert)
-pairs wanted from it. Combine: every pair's result comes home unsummed. The home rank adds a row's
-results in expert-id order, so the bits are those of one rank that owns everything (`moe.LocalMoe`),
-whatever the width. That is why combine carries one row per pair and never a partial sum.
+Dispatch: a row goes once to every rank that owns any of its experts, together with the (row,
+expert) pairs wanted from it. Combine: every pair's result comes home unsummed. The home rank adds
+a row's results in expert-id order, so the bits are those of one rank that owns everything
+(`moe.LocalMoe`), whatever the width. That is why combine carries a row per pair, never a partial
+sum.
 
 The one that computes a pair is the first owner of its expert. Bounds of what a peer may send come
 from the step's control words (rows per rank), so that a rank without rows sends and costs nothing.
@@ -13,6 +14,7 @@ Wire of a combine part: y [P, H], in the order of the pairs.
 Legend: N rows, K experts per row, P pairs, H hidden, L MoE layers, E experts.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from ...core.errors import ProtocolError
 from ...kernels import experts as expert_kernels
-from .comm.base import Exchange
+from .comm.base import Bounds, Exchange
 from .moe import ExpertSlots
 
 _HEAD_WORDS = 2
@@ -56,6 +58,7 @@ class DistributedMoe:
         self._rows = [0] * exchange.size
         self.computed_LE = np.zeros(owner_LE.shape, dtype=np.int64)
         self.rows_sent = np.zeros(exchange.size, dtype=np.int64)
+        self._exchanged_s = 0.0
 
     def begin_step(self, rows: Sequence[int]) -> None:
         """Tell how many rows every rank has in the coming forward pass."""
@@ -75,6 +78,17 @@ class DistributedMoe:
             y_NKH.view(count_N, count_K, -1), ids_NK, weights_NK
         )
 
+    def take_exchanged_s(self) -> float:
+        """Seconds spent in exchanges since the last call, waiting for peers included."""
+        spent, self._exchanged_s = self._exchanged_s, 0.0
+        return spent
+
+    def _exchange(self, parts: list[Tensor], bounds: Bounds) -> list[Tensor]:
+        started = time.monotonic()
+        received = self.exchange.all_to_all(parts, bounds)
+        self._exchanged_s += time.monotonic() - started
+        return received
+
     def _wanted(self, layer: int, ids_NK: np.ndarray, rank: int) -> _Wanted:
         here_NK = self._owner_LE[layer][ids_NK] == rank
         row_P, k_P = np.nonzero(here_NK)
@@ -91,9 +105,8 @@ class DistributedMoe:
                     parts[rank] = _pack(x_NH, want)
                     self.rows_sent[rank] += len(want.row_R)
         row_bytes = x_NH.shape[1] * x_NH.element_size()
-        received = self.exchange.all_to_all(
-            parts, [_part_bytes(rows, rows * count_K, row_bytes) for rows in self._rows]
-        )
+        bounds = [_part_bytes(rows, rows * count_K, row_bytes) for rows in self._rows]
+        received = self._exchange(parts, Bounds([bounds[me]] * len(bounds), bounds))
         own = wanted[me]
         given = [_unpack(part, x_NH) for part in received]
         given[me] = _Given(x_NH, own.row_R[own.pair_row_P], own.pair_expert_P)
@@ -115,12 +128,13 @@ class DistributedMoe:
         return list(y_PH.split([len(each.row_P) for each in given]))
 
     def _combine(self, results: list[Tensor], wanted: list[_Wanted], y_PH: Tensor) -> Tensor:
-        """Send every peer its results and put the own ones, from everywhere, at their pair's place."""
+        """Send every peer its results; put what comes home at the place of its pair."""
         row_bytes = y_PH.shape[1] * y_PH.element_size()
         parts = [result.contiguous().view(torch.uint8).reshape(-1) for result in results]
-        received = self.exchange.all_to_all(
-            parts, [len(want.home_P) * row_bytes for want in wanted]
+        bounds = Bounds(
+            [part.numel() for part in parts], [len(want.home_P) * row_bytes for want in wanted]
         )
+        received = self._exchange(parts, bounds)
         for part, want in zip(received, wanted, strict=True):
             if part.numel() != len(want.home_P) * row_bytes:
                 raise ProtocolError(
@@ -138,9 +152,9 @@ def _part_bytes(rows: int, pairs: int, row_bytes: int) -> int:
 
 def exchange_bytes_max(rows: int, width: int, count_K: int, row_bytes: int) -> int:
     """The most one rank sends in one exchange when every rank has at most `rows` rows."""
-    dispatch = width * _part_bytes(max(rows, 1), rows * count_K, row_bytes)
-    combine = width * rows * count_K * row_bytes
-    return max(dispatch, combine) + 64 * width
+    pairs = rows * count_K
+    part = max(_part_bytes(max(rows, 1), pairs, row_bytes), pairs * row_bytes)
+    return width * (part + 64)
 
 
 def _pack(x_NH: Tensor, want: _Wanted) -> Tensor:

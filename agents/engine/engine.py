@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 from ...core.errors import InvariantError
 from .batch import build_batch
+from .grammar import Grammars, Matcher
 from .kv import BlockAllocator, KvPool
 from .model import ForwardPass
 from .moe import MoeRunner
+from .progress import Sequence
 from .request import DoneOut, DoneReason, Request, StepResult
-from .sampling import draw
+from .sampling import Draw, draw
 from .schedule import EngineRefused, Limits, Scheduler, StepPlan
 
 __all__ = ["Engine", "EngineRefused", "EngineStats", "Limits", "StepPlan"]
@@ -32,6 +34,8 @@ class EngineStats:
     rows: int
     tokens: int
     preemptions: int
+    prompt_tokens_reused: int = 0
+    kv_blocks_remembered: int = 0
 
 
 class Engine:
@@ -43,6 +47,7 @@ class Engine:
         kv: KvPool,
         limits: Limits,
         blocks: BlockAllocator | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         if kv.block_tokens != limits.block_tokens:
             raise InvariantError(
@@ -52,6 +57,8 @@ class Engine:
         self.kv = kv
         self.blocks = blocks or BlockAllocator(kv.blocks)
         self.scheduler = Scheduler(limits, self.blocks)
+        self._grammars = grammars
+        self._matchers: dict[str, Matcher] = {}
         self._steps = 0
         self._rows = 0
         self._tokens = 0
@@ -63,11 +70,19 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises EngineRefused (its text is the reason to send)."""
-        vocab = self.forward.shape.vocab
-        for token in (*request.prompt_ids, *request.already):
+        vocab, sampling = self.forward.shape.vocab, request.sampling
+        biased = [token for token, _ in sampling.logit_bias]
+        for token in (*request.prompt_ids, *request.already, *biased):
             if not 0 <= token < vocab:
                 raise EngineRefused(f"token {token} is outside the vocabulary of {vocab}")
+        if sampling.grammar is None:
+            self.scheduler.submit(request)
+            return
+        if self._grammars is None:
+            raise EngineRefused("this engine has no tokenizer, so it cannot follow a grammar")
+        matcher = self._grammars.matcher(sampling.grammar, request.eos_ids, request.already)
         self.scheduler.submit(request)
+        self._matchers[request.id] = matcher
 
     def cancel(self, request_id: str, reason: str = DoneReason.CANCELLED) -> bool:
         """End a request before the next plan; its DoneOut comes with the next result or drain."""
@@ -81,16 +96,37 @@ class Engine:
         """Run a plan and record it. Raises what `moe.run` raises, with nothing recorded."""
         batch = build_batch(plan, self.scheduler.table_LW)
         logits_SV = self.forward.run(batch, moe, self.kv)
-        plans = [
-            (item.sequence.request.sampling, item.sequence.generated)
-            for item in plan.items
-            if item.samples
-        ]
-        result = self.scheduler.complete_step(plan, draw(logits_SV, plans))
+        drawn = draw(logits_SV, [self._draw(item.sequence) for item in plan.items if item.samples])
+        result = self.scheduler.complete_step(plan, drawn.tokens, drawn.likelihoods)
+        self._follow(result)
         self._steps += 1
         self._rows += plan.row_count
         self._tokens += len(result.tokens)
         return result
+
+    def _draw(self, sequence: Sequence) -> Draw:
+        request, index = sequence.request, sequence.generated
+        if request.sampling.is_plain:
+            return Draw(request.sampling, index)
+        matcher = self._matchers.get(request.id)
+        return Draw(
+            request.sampling,
+            index,
+            request.prompt_ids,
+            sequence.tokens[len(request.prompt_ids) :],
+            matcher.allowed() if matcher is not None else None,
+        )
+
+    def _follow(self, result: StepResult) -> None:
+        """Move the matchers behind what became final."""
+        if not self._matchers:
+            return
+        for token in result.tokens:
+            matcher = self._matchers.get(token.request_id)
+            if matcher is not None:
+                matcher.accept(token.token)
+        for done in result.dones:
+            self._matchers.pop(done.request_id, None)
 
     def run_idle(self, moe: MoeRunner) -> None:
         """Keep step with the other ranks when this one has no rows."""
@@ -98,7 +134,9 @@ class Engine:
 
     def drain_dones(self) -> tuple[DoneOut, ...]:
         """Ends that no step will report (cancelled while nothing runs)."""
-        return self.scheduler.drain_dones()
+        dones = self.scheduler.drain_dones()
+        self._follow(StepResult((), dones))
+        return dones
 
     def grow_kv(self, blocks: int) -> None:
         """`blocks` more KV blocks are mapped now."""
@@ -106,8 +144,14 @@ class Engine:
         self.blocks.grow(blocks)
 
     def shrink_kv(self, blocks: int) -> None:
-        """Give the last `blocks` KV blocks up; requests in them are computed again elsewhere."""
-        self.scheduler.preempt_blocks_from(self.blocks.total - blocks)
+        """Give the last `blocks` KV blocks up: what is in them moves to lower ones.
+
+        Requests whose blocks find no place there are computed again later.
+        """
+        first = self.blocks.total - blocks
+        for old, new in self.scheduler.move_blocks_from(first).items():
+            self.kv.copy(old, new)
+        self.scheduler.preempt_blocks_from(first)
         self.blocks.shrink(blocks)
         self.kv.shrink(blocks)
         self.scheduler.end_unplaceable()
@@ -123,4 +167,6 @@ class Engine:
             rows=self._rows,
             tokens=self._tokens,
             preemptions=self.scheduler.preemptions,
+            prompt_tokens_reused=self.scheduler.prompt_tokens_reused,
+            kv_blocks_remembered=self.blocks.remembered_count,
         )

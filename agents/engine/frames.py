@@ -1,8 +1,8 @@
 """How are messages framed on a worker's sockets? 4 bytes length, big-endian, then a JSON object.
 
 Pure: bytes in, messages out; who reads and writes the socket is another file. A frame above the
-limit, or one that is no JSON object, is a ProtocolError: the connection is closed, never guessed at.
-Standard library only.
+limit, or one that is no JSON object, is a ProtocolError: the connection is closed, never guessed
+at. Standard library only.
 """
 
 import json

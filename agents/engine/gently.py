@@ -1,5 +1,6 @@
-"""How is heavy work done beside a serving engine without slowing it? On throw-away threads that only
-run when a core is idle, until that takes too long.
+"""How is heavy work done beside a serving engine without slowing it? On throw-away threads.
+
+They run only when a core is idle, until that takes too long.
 
 A runner takes pieces from one iterator, so that a second runner at normal priority can join when
 the first gets no time: a thread without privileges cannot leave SCHED_IDLE, but nobody has to wait
@@ -98,7 +99,10 @@ class Work:
 
 
 def become_idle() -> None:
-    """Make this thread run only when a core has nothing else; threads it starts are normal ones."""
+    """Make this thread run only when a core has nothing else to do.
+
+    Threads that it starts inherit that, so groups (which start threads of their own) are formed
+    elsewhere.
+    """
     with contextlib.suppress(OSError):
-        policy = os.SCHED_IDLE | os.SCHED_RESET_ON_FORK
-        os.sched_setscheduler(0, policy, os.sched_param(0))
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

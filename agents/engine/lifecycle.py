@@ -5,9 +5,9 @@
     retire  -> retired           the old epoch's group, window and pages go
     forfeit -> forfeited         everything of `prepare` is undone
 
-Requests are taken from any thread and worked off one after another on a thread of its own; each ends
-with one event. All are idempotent: a new agent may ask again and gets the same event again. The
-engine's thread only hears "this epoch is committed" and reports when it is live.
+Requests are taken from any thread and worked off one after another on a thread of its own; each
+ends with one event. All are idempotent: a new agent may ask again and gets the same event again.
+The engine's thread only hears "this epoch is committed" and reports when it is live.
 """
 
 import queue
@@ -19,7 +19,9 @@ from typing import Any
 from ...core.errors import MoectlError, WorkerError
 from ...core.plan import TransitionKind
 from ...core.records import TransitionRecord
+from ...memory.hmm.client import HmmClient
 from .context import WorkerContext
+from .kv_room import KvRoom, try_grow
 from .prepare import Epoch, Preparation
 from .release import release_device, retire_experts
 from .steps import LoopState, StepLoop
@@ -41,8 +43,9 @@ class Lifecycle:
         self._live: Preparation | None = None
         self._old: list[Preparation] = []  # flipped away from, not retired
         self._attached: Preparation | None = None  # the one that mapped shared weights and KV
+        self._room: KvRoom | None = None  # KV of the engine that serves, once it does
         self._said: dict[tuple[str, str], dict[str, Any]] = {}  # last event per (event, operation)
-        self._committing: dict[str, Any] | None = None
+        self._committing: Preparation | None = None  # the engine was told, and has not flipped
         self.prepared_operation = ""
         self.epoch = -1  # the last epoch that is known to be live
         self._thread = threading.Thread(target=self._work, name="lifecycle", daemon=True)
@@ -62,13 +65,14 @@ class Lifecycle:
             if self._next is not None:
                 raise WorkerError(f"operation {self._next.record.operation_id} is prepared here")
             preparation = Preparation(self._context, record, self._attached is not None)
+            preparation.room = self._room
             self._next = preparation
         self._put(lambda: self._prepare(preparation))
 
     def commit(self, operation: str) -> None:
         """Enter the prepared epoch with all ranks."""
         with self._lock:
-            if self._repeat("committed", operation):
+            if operation == self._committing_operation() or self._repeat("committed", operation):
                 return
             if not self._is_next(operation) or self.prepared_operation != operation:
                 raise WorkerError(f"operation {operation} is not prepared here")
@@ -100,25 +104,27 @@ class Lifecycle:
     def peer_lost(self, epoch: int) -> None:
         """Somebody of an epoch's group is gone."""
         self._loop.abort(epoch, "a peer of the group is lost")
-        prepared = self._next.epoch if self._next is not None else None
-        if prepared is not None and prepared.number == epoch:
-            prepared.exchange.abort("a peer of the group is lost")
+        with self._lock:
+            ahead = [self._next, self._committing]
+        for preparation in ahead:
+            prepared = preparation.epoch if preparation is not None else None
+            if prepared is not None and prepared.number == epoch:
+                prepared.exchange.abort("a peer of the group is lost")
 
-    # ---- from the engine's thread -----------------------------------------------------------------
+    # ---- from the engine's thread ----------------------------------------------------------------
 
     def on_live(self, epoch: Epoch | None, figures: dict[str, float]) -> None:
         """The flip is done everywhere."""
-        committing = self._committing
-        if committing is None:
-            return
-        self._committing = None
-        self._put(lambda: self._after_flip(committing["preparation"], figures))
+        with self._lock:
+            committing, self._committing = self._committing, None
+        if committing is not None:
+            self._put(lambda: self._after_flip(committing, figures))
 
     def on_broken(self, epoch: int, reason: str) -> None:
         """The group of the epoch in force broke; the engine is parked."""
         self._tell({"event": "broken", "epoch": epoch, "error": reason})
 
-    # ---- the thread of this object ----------------------------------------------------------------
+    # ---- the thread of this object ---------------------------------------------------------------
 
     def _work(self) -> None:
         while (task := self._queue.get()) is not None:
@@ -136,6 +142,7 @@ class Lifecycle:
         except Exception as error:  # whatever it was: undo it, say so, and serve on
             _log(f"operation {operation} could not be prepared", error)
             preparation.forfeit()
+            self._undo_room(preparation)
             with self._lock:
                 self._next = None
             self._say("prepared", operation, error=_text(error))
@@ -157,9 +164,8 @@ class Lifecycle:
             _log("committing pages failed", error)
         with self._lock:
             self._next = None
-            self._committing = {"preparation": preparation}
-        epoch = preparation.epoch
-        self._loop.commit(record.new.epoch, epoch)
+            self._committing = preparation
+        self._loop.commit(record.new.epoch, preparation.epoch)
         if record.kind is TransitionKind.HEAL and record.old is not None:
             # Nobody can agree with a dead rank: leave the old group at once.
             self._loop.abort(record.old.epoch, "a heal commits")
@@ -172,6 +178,8 @@ class Lifecycle:
             self._live = preparation
             if preparation.attachment is not None:
                 self._attached = preparation
+                room = KvRoom(self._context, preparation.attachment, self._loop.ask)
+                self._room = room
         try:
             preparation.forget_meeting()
         except MoectlError as error:
@@ -184,6 +192,7 @@ class Lifecycle:
     def _forfeit(self, operation: str, preparation: Preparation | None) -> None:
         if preparation is not None:
             preparation.forfeit()
+            self._undo_room(preparation)
             with self._lock:
                 if self._next is preparation:
                     self._next = None
@@ -219,21 +228,42 @@ class Lifecycle:
                 each.close_windows()
         if self._attached is not None and has_left:
             self._attached.close_windows()
-            self._attached = None
+            self._attached, self._room = None, None
         launch = self._context.launch
         with self._context.connect("retire") as hmm:
             if has_left:
                 return release_device(hmm, launch.model, launch.device)
-            return retire_experts(hmm, launch.model, launch.device, live.record.new.epoch)
+            freed = retire_experts(hmm, launch.model, launch.device, live.record.new.epoch)
+            self._grow_kv(hmm, freed)
+            return freed
 
-    # ---- parts ------------------------------------------------------------------------------------
+    # ---- parts -----------------------------------------------------------------------------------
+
+    def _grow_kv(self, hmm: HmmClient, pages: int) -> None:
+        """Pages that experts gave up become KV; serving goes on as well without."""
+        if self._room is None or not pages:
+            return
+        _, why = try_grow(self._room, hmm, pages)
+        if why:
+            print(f"KV did not grow by {pages} pages: {why}", file=sys.stderr, flush=True)
+
+    def _undo_room(self, preparation: Preparation) -> None:
+        """What KV gave up for a forfeited transition is KV again."""
+        pages, preparation.kv_pages_given = preparation.kv_pages_given, 0
+        if not pages:
+            return
+        try:
+            with self._context.connect("forfeit") as hmm:
+                self._grow_kv(hmm, pages)
+        except MoectlError as error:
+            _log("KV stays smaller", error)
 
     def _is_next(self, operation: str) -> bool:
         return self._next is not None and self._next.record.operation_id == operation
 
     def _committing_operation(self) -> str | None:
         committing = self._committing
-        return committing["preparation"].record.operation_id if committing is not None else None
+        return committing.record.operation_id if committing is not None else None
 
     def _put(self, task: Callable[[], None]) -> None:
         try:

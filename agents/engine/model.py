@@ -70,8 +70,13 @@ class ForwardPass:
             use_cache=False,
             logits_to_keep=torch.from_numpy(batch.sample_S),
             moectl=step,
+            **self._extra(step),
         )
         return output.logits[0]
+
+    def _extra(self, step: hooks.Step) -> dict[str, hooks.Step]:
+        """Latent attention shows its latents to the cache that it is given."""
+        return {"past_key_values": step} if self.shape.kv.latent else {}
 
     @torch.inference_mode()
     def unstable_weights(self) -> list[str]:

@@ -9,6 +9,7 @@ Both must give the same bits for a row, whatever the width and the other rows.
 Legend: N rows, K experts per row, P pairs, H hidden, S slots, L MoE layers, E experts.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ...core.errors import EngineError
 from ...kernels import experts as expert_kernels
+from .forms import ExpertForm
 
 
 class MoeRunner(Protocol):
@@ -64,25 +66,22 @@ class ExpertSlots:
         shapes: Mapping[str, tuple[int, ...]],
         slot_of: Mapping[tuple[int, int], int],
         extent: tuple[int, int],
-        activation: str = "silu",
+        form: ExpertForm | None = None,
     ) -> "ExpertSlots":
         """Slots over one flat tensor (a window's view): slot s starts at element s * slot_elements.
 
-        `shapes` is `model.expert_tensor_shapes(config)`: {"gate_up": (2I, H), "down": (H, I)}, in
-        the order in which they stand in a slot. `extent` is (layers, experts).
+        `shapes` is `model.expert_tensor_shapes(template)`: {"gate_up": (2I, H), "down": (H, I)} and
+        biases if any, in the order in which they stand in a slot. `extent` is (layers, experts).
         """
-        (j, h), (_, i) = shapes["gate_up"], shapes["down"]
-        if j * h + h * i > slot_elements:
+        count, at = flat.numel() // slot_elements, 0
+        views: dict[str, Tensor] = {}
+        for name, dims in shapes.items():
+            strides = (slot_elements, dims[1], 1) if len(dims) == 2 else (slot_elements, 1)
+            views[name] = flat.as_strided((count, *dims), strides, flat.storage_offset() + at)
+            at += math.prod(dims)
+        if at > slot_elements:
             raise EngineError(f"a slot of {slot_elements} elements is too small for {dict(shapes)}")
-        count = flat.numel() // slot_elements
-        gate_up_SJH = flat.as_strided((count, j, h), (slot_elements, h, 1), flat.storage_offset())
-        down_SHI = flat.as_strided(
-            (count, h, i), (slot_elements, i, 1), flat.storage_offset() + j * h
-        )
-        weights = expert_kernels.ExpertWeights(
-            gate_up_SJH, down_SHI, activation_function(activation), activation
-        )
-        return cls(weights, slot_of, *extent)
+        return cls(expert_weights(views, form), slot_of, *extent)
 
     def compute(self, layer: int, x_NH: Tensor, row_P: np.ndarray, expert_P: np.ndarray) -> Tensor:
         """Run expert expert_P[p] of a layer on row x_NH[row_P[p]] for every pair.
@@ -112,6 +111,23 @@ class LocalMoe:
         y_PH = self.slots.compute(layer, x_NH, row_P, ids_NK.reshape(-1).numpy())
         y_NKH = y_PH.view(count_N, count_K, -1)
         return expert_kernels.weighted_sum_in_id_order(y_NKH, ids_NK, weights_NK)
+
+
+def expert_weights(
+    views: Mapping[str, Tensor], form: ExpertForm | None = None
+) -> expert_kernels.ExpertWeights:
+    """What the kernels need, from each tensor's view over all slots, by the names of `form`."""
+    name = form.activation if form is not None else "silu"
+    clamped = form.clamped if form is not None else None
+    return expert_kernels.ExpertWeights(
+        views["gate_up"],
+        views["down"],
+        activation_function("silu" if clamped else name),
+        name,
+        views.get("gate_up_bias"),
+        views.get("down_bias"),
+        clamped,
+    )
 
 
 def activation_function(name: str) -> Callable[[Tensor], Tensor]:

@@ -9,6 +9,7 @@ Threads: `run` is called on a helper thread; groups meet on threads of their own
 heavy work runs gently; `cancel` may come from any thread.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from ...core.errors import MoectlError, WorkerError
 from ...core.plan import Part, Placement, Step
 from ...core.records import TransitionRecord
 from ...memory.hmm.client import HmmClient
-from ...memory.layout import experts_name
+from ...memory.layout import ExpertLayout, experts_name, respread
 from ...memory.window import Window
 from . import transfer as transfers
 from .attach import Attachment
@@ -34,6 +35,7 @@ from .context import WorkerContext
 from .dispatch import DistributedMoe, exchange_bytes_max
 from .engine import Engine
 from .gently import ESCALATE_S, Piece, Work, run_gently
+from .kv_room import KvRoom
 from .shadow import Shadow
 from .sources import Sources
 from .transfer import Transfer
@@ -76,6 +78,8 @@ class Preparation:
         self.shadow: Shadow | None = None
         self.attachment: Attachment | None = None
         self.hmm: HmmClient | None = None
+        self.room: KvRoom | None = None  # of the engine that serves here already
+        self.kv_pages_given = 0  # what a forfeit gives back to KV
         self._is_attached = is_attached
         self._group = self._group_plan() if self.rank is not None else None
         self._exchange: Exchange | None = None
@@ -94,7 +98,7 @@ class Preparation:
         return self._cancelled.is_set()
 
     def run(self) -> None:
-        """Prepare; afterwards `epoch` and `figures` are set. Raises MoectlError; then forfeit it."""
+        """Prepare; then `epoch` and `figures` are set. Raises MoectlError: then forfeit it."""
         self._quiet.clear()
         try:
             self._run()
@@ -145,10 +149,8 @@ class Preparation:
         self._is_closed = True
         if self._exchange is not None:
             self._exchange.close()
-        try:
+        with contextlib.suppress(MoectlError):  # the HMM is gone, and the channel with it
             self.forget_meeting()
-        except MoectlError:  # the HMM is gone, and the channel with it
-            pass
         self.close_windows()
 
     def close_windows(self) -> None:
@@ -189,7 +191,7 @@ class Preparation:
         self._note_figures(started, copied)
 
     def _meet(self, form_it: Callable[[], T]) -> "Future[T]":
-        """Form a group on a thread of its own: mostly waiting, and gloo's threads inherit from it."""
+        """Form a group on a thread of its own: mostly waiting; gloo's threads inherit from it."""
         future: Future[T] = Future()
 
         def meet() -> None:
@@ -220,17 +222,13 @@ class Preparation:
     def _group_plan(self) -> GroupPlan:
         assert self.rank is not None
         context, new = self.context, self.record.new
-        payload = exchange_bytes_max(
-            context.limits.max_batch_tokens,
-            new.width,
-            context.shape.experts_per_token,
-            context.row_bytes,
-        )
+        rows, row_bytes = context.limits.max_batch_tokens, context.row_bytes
+        experts = context.shape.experts_per_token
         return GroupPlan(
             self.record.operation_id,
             new,
             self.rank,
-            payload,
+            exchange_bytes_max(rows, new.width, experts, row_bytes),
             self.record.store_address,
             context.launch.node_address,
             max(self.record.deadline_at - time.time(), DEADLINE_S_MIN),
@@ -261,7 +259,18 @@ class Preparation:
         if not self._is_attached:
             self.attachment = Attachment(self.context, self.hmm)
         old = self._sources.experts_on(self.context.device)
+        self._make_room(old)
         self.shadow = Shadow(self.context, self.hmm, self.record.new, self.rank, old)
+
+    def _make_room(self, old: ExpertLayout | None) -> None:
+        """KV that grew into expert pages gives back as many as experts now come."""
+        assert self.hmm is not None and self.rank is not None
+        if self.room is None:
+            return
+        coming = respread(old, self.record.new.experts_on(self.rank)).missing
+        page = self.hmm.device(self.context.launch.device).page_bytes
+        each = ExpertLayout(self.context.expert_shape, page).pages_per_slot
+        self.kv_pages_given = self.room.give_back(self.hmm, len(coming) * each)
 
     def _pieces(self, transfer: "Future[Transfer | None]") -> Iterator[Piece]:
         assert self._sources is not None
@@ -340,8 +349,7 @@ class Preparation:
             raise WorkerError(f"operation {self.record.operation_id} was forfeited")
 
     def _note_figures(self, started: float, copied: float) -> None:
-        shape = self.context.expert_shape
-        one = (shape.gate_up_shape[0] + shape.expert_hidden) * shape.hidden
+        one = self.context.expert_shape.bytes
         missing = len(self.shadow.missing) if self.shadow is not None else 0
         shared = self.attachment
         incoming = [
@@ -352,7 +360,7 @@ class Preparation:
         self.figures = {
             "prepare_s": time.monotonic() - started,
             "copy_s": copied - started,
-            "bytes_copied": float(missing * one * self.context.dtype.itemsize),
+            "bytes_copied": float(missing * one),
             "shared_bytes": float(shared.shared.bytes if shared and shared.is_shared_new else 0),
             "bytes_sent": float(self._transfer.bytes_sent if self._transfer else 0),
             "steps_cross_node": float(len(incoming)),

@@ -4,83 +4,28 @@ Continuous batching: every step first takes one row of each request that is deco
 token budget with prompt chunks, the least recently served prompt first, so that neither a long
 prompt nor a crowd of short ones starves the other. Pure: no tensor but the block table, no clock.
 
-Retry-safe: `plan_step` changes no progress, only `complete_step` does. When a step fails, the same
-plan (or a fresh one) runs again and rewrites the same KV positions. Memory is taken whole for a
-prompt when it is admitted and block by block while decoding; when it runs out, the youngest request
-gives its blocks back and is computed again later. The oldest request therefore always advances.
+Retry-safe: `plan_step` changes no progress that a failed step would have to take back, only
+`complete_step` does. When a step fails, the same plan (or a fresh one) runs again and rewrites the
+same KV positions. Memory is taken whole for a prompt when it is admitted and block by block while
+decoding; when it runs out, the last in line (lowest priority, then youngest) gives its blocks back
+and is computed again later. The first in line therefore always advances.
+
+Prefix cache: blocks of equal content up to their end are one block. A prompt takes over what is
+there when it is admitted and before every chunk, and lets a step pass when another prompt is
+computing the very block that it needs next. Since rows are bit-stable, a shared block holds the
+bits that the request would have computed itself.
 """
 
+from bisect import insort
 from collections import deque
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...core.errors import RefusedError
 from .kv import BlockAllocator
-from .request import DoneOut, DoneReason, Request, StepResult, TokenOut
+from .progress import EngineRefused, Limits, Sequence, StepItem, StepPlan
+from .request import DoneOut, DoneReason, Likelihood, Request, StepResult, TokenOut
 
-
-class EngineRefused(RefusedError):
-    """A request that this engine will not take; `str()` says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The budget of one rank. Values come from the model's spec."""
-
-    max_batch_tokens: int = 128
-    max_requests: int = 64
-    prefill_chunk: int = 64
-    block_tokens: int = 16
-    max_context: int = 4096
-    max_queued: int = 256
-
-    @property
-    def max_running(self) -> int:
-        """Requests that decode at once; leaves part of the budget to prompts."""
-        prompt_share = min(self.prefill_chunk, self.max_batch_tokens // 2)
-        return max(1, min(self.max_requests, self.max_batch_tokens - prompt_share))
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """A request in progress: its tokens, how many have KV, and where."""
-
-    request: Request
-    tokens: list[int]
-    computed: int = 0
-    blocks: list[int] = field(default_factory=list)
-    lane: int = -1
-    cancelled: str = ""
-
-    @property
-    def generated(self) -> int:
-        """Generated tokens, those before a replay included."""
-        return len(self.tokens) - len(self.request.prompt_ids)
-
-    @property
-    def is_decoding(self) -> bool:
-        """Whether exactly the newest token lacks KV."""
-        return self.computed == len(self.tokens) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class StepItem:
-    """Rows start..start+count of one sequence; the last is sampled when it is the newest token."""
-
-    sequence: Sequence
-    start: int
-    count: int
-    samples: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """The rows of one step, in batch order."""
-
-    items: tuple[StepItem, ...]
-    row_count: int
-    sampled_count: int
+__all__ = ["EngineRefused", "Limits", "Scheduler", "Sequence", "StepItem", "StepPlan"]
 
 
 class Scheduler:
@@ -92,25 +37,32 @@ class Scheduler:
         table_width = -(-limits.max_context // limits.block_tokens)
         self.table_LW = np.zeros((limits.max_running, table_width), dtype=np.int64)
         self.preemptions = 0
+        self.prompt_tokens_reused = 0
+        self._arrivals = 0
         self._lanes = list(range(limits.max_running))[::-1]
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # oldest first
+        self._waiting: list[Sequence] = []  # both in line: by `Sequence.place`
+        self._running: list[Sequence] = []
         self._prompts: deque[Sequence] = deque()  # running and not decoding; least served first
         self._by_id: dict[str, Sequence] = {}
         self._dones: list[DoneOut] = []
+
+    def blocks_by_request(self) -> dict[str, list[int]]:
+        """KV blocks of every request that has some. May be called from another thread."""
+        return {s.request.id: list(s.blocks) for s in list(self._by_id.values()) if s.blocks}
 
     # ---- requests ------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises EngineRefused when it can never run here or the queue is full."""
         self._check_fits(request)
-        sequence = Sequence(request, [*request.prompt_ids, *request.already])
+        self._arrivals += 1
+        sequence = Sequence(request, [*request.prompt_ids, *request.already], self._arrivals)
         reason = self._ended(sequence)
         if reason:
             self._dones.append(DoneOut(request.id, reason))
             return
         self._by_id[request.id] = sequence
-        self._waiting.append(sequence)
+        insort(self._waiting, sequence, key=_place)
 
     def cancel(self, request_id: str, reason: str = DoneReason.CANCELLED) -> bool:
         """End a request before the next plan; False when it is unknown (already done)."""
@@ -170,36 +122,94 @@ class Scheduler:
         self._admit()
         items: list[StepItem] = []
         for sequence in list(self._running):
-            if sequence.lane >= 0 and sequence.is_decoding and self._extend(sequence):
+            is_next = sequence.lane >= 0 and not sequence.is_reading
+            if is_next and self._extend(sequence):
                 items.append(StepItem(sequence, sequence.computed, 1, True))
-        budget = self.limits.max_batch_tokens - len(items)
-        for sequence in self._prompts:
-            count = min(self.limits.prefill_chunk, len(sequence.tokens) - sequence.computed, budget)
-            if count <= 0:
-                break
-            samples = sequence.computed + count == len(sequence.tokens)
-            items.append(StepItem(sequence, sequence.computed, count, samples))
-            budget -= count
+        self._plan_prompts(items, self.limits.max_batch_tokens - len(items))
         if not items:
             return None
         rows = sum(item.count for item in items)
         return StepPlan(tuple(items), rows, sum(item.samples for item in items))
 
-    def _admit(self) -> None:
-        """Give lanes and blocks to waiting requests in order, leaving a block per running one."""
-        while self._waiting and self._lanes:
-            sequence = self._waiting[0]
-            need = self._blocks_for(len(sequence.tokens))
-            spare = len(self._running)
-            taken = self.blocks.allocate(need) if self.blocks.free_count >= need + spare else None
-            if taken is None:
+    def _plan_prompts(self, items: list[StepItem], budget: int) -> None:
+        """Fill the rest of the budget with chunks of prompts, highest priority first."""
+        in_work: set[bytes] = set()
+        for sequence in sorted(self._prompts, key=_priority):
+            self._take_over(sequence)
+            left = len(sequence.tokens) - sequence.computed
+            count = min(self.limits.prefill_chunk, left, budget)
+            if count <= 0:
+                break
+            keys = self._keys_ahead(sequence, count)
+            if keys and keys[0] in in_work:
+                continue  # another prompt computes that block in this very step
+            in_work.update(keys)
+            items.append(StepItem(sequence, sequence.computed, count, count == left))
+            budget -= count
+
+    def _keys_ahead(self, sequence: Sequence, count: int) -> list[bytes]:
+        """Keys of the whole blocks of the prompt that the next `count` rows write into."""
+        if not self.limits.prefix_cache:
+            return []
+        size = self.limits.block_tokens
+        first, last = sequence.computed // size, (sequence.computed + count - 1) // size
+        whole = min(last + 1, self._shareable(sequence))
+        return [sequence.key(index, size) for index in range(first, whole)]
+
+    def _shareable(self, sequence: Sequence) -> int:
+        """Leading blocks that may be another's: the newest token's row must be computed here."""
+        return (len(sequence.tokens) - 1) // self.limits.block_tokens
+
+    def _take_over(self, sequence: Sequence) -> None:
+        """Put remembered blocks in the place of those that are still to be computed."""
+        if not self.limits.prefix_cache:
+            return
+        size = self.limits.block_tokens
+        for index in range(sequence.computed // size, self._shareable(sequence)):
+            block = self.blocks.hold(sequence.key(index, size))
+            if block is None:
                 return
-            self._waiting.popleft()
-            sequence.lane, sequence.blocks = self._lanes.pop(), taken
-            self.table_LW[sequence.lane, : len(taken)] = taken
-            self._running.append(sequence)
-            if not sequence.is_decoding:
-                self._prompts.append(sequence)
+            if index < len(sequence.blocks):
+                self.blocks.free([sequence.blocks[index]])
+                sequence.blocks[index] = block
+                self.table_LW[sequence.lane, index] = block
+            else:  # not admitted yet
+                sequence.blocks.append(block)
+            self.prompt_tokens_reused += (index + 1) * size - sequence.computed
+            sequence.computed = (index + 1) * size
+            sequence.remembered = max(sequence.remembered, index + 1)
+
+    def _admit(self) -> None:
+        """Give lanes and blocks to waiting requests in line, leaving a block per running one."""
+        while self._waiting:
+            sequence = self._waiting[0]
+            if self._lanes and self._place_in_memory(sequence):
+                self._waiting.pop(0)
+                sequence.lane = self._lanes.pop()
+                self.table_LW[sequence.lane, : len(sequence.blocks)] = sequence.blocks
+                insort(self._running, sequence, key=_place)
+                sequence.is_reading = not sequence.is_decoding
+                if sequence.is_reading:
+                    self._prompts.append(sequence)
+            elif self._running and _priority(self._running[-1]) > _priority(sequence):
+                self._preempt(self._running[-1])
+            else:
+                return
+
+    def _place_in_memory(self, sequence: Sequence) -> bool:
+        """Take the blocks that a waiting sequence needs, or none at all."""
+        reused = self.prompt_tokens_reused
+        self._take_over(sequence)
+        need = self._blocks_for(len(sequence.tokens)) - len(sequence.blocks)
+        enough = self.blocks.free_count >= need + len(self._running)
+        taken = self.blocks.allocate(need) if enough else None
+        if taken is None:
+            self.blocks.free(sequence.blocks)
+            self.prompt_tokens_reused = reused
+            _start_over(sequence)
+            return False
+        sequence.blocks += taken
+        return True
 
     def _extend(self, sequence: Sequence) -> bool:
         """Make sure the newest token has a block; False when the sequence gave way itself."""
@@ -218,13 +228,24 @@ class Scheduler:
     def _preempt(self, victim: Sequence) -> None:
         self.preemptions += 1
         self._release(victim)
-        self._waiting.appendleft(victim)
+        insort(self._waiting, victim, key=_place)
 
     def preempt_blocks_from(self, first: int) -> None:
         """Preempt every request that holds a block numbered `first` or above (before a shrink)."""
         for sequence in reversed(list(self._running)):
             if any(block >= first for block in sequence.blocks):
                 self._preempt(sequence)
+
+    def move_blocks_from(self, first: int) -> dict[int, int]:
+        """Let requests hold lower blocks in the place of those from `first` on, as far as possible.
+
+        Returns old -> new; the caller copies the content before the next plan.
+        """
+        moved = self.blocks.relocate(first)
+        for sequence in self._running if moved else ():
+            sequence.blocks = [moved.get(block, block) for block in sequence.blocks]
+            self.table_LW[sequence.lane, : len(sequence.blocks)] = sequence.blocks
+        return moved
 
     def end_unplaceable(self) -> None:
         """After a shrink: end waiting requests whose tokens no longer fit the whole pool."""
@@ -234,31 +255,44 @@ class Scheduler:
 
     # ---- progress ------------------------------------------------------------------------------
 
-    def complete_step(self, plan: StepPlan, sampled: list[int]) -> StepResult:
+    def complete_step(
+        self, plan: StepPlan, sampled: list[int], likelihoods: list[Likelihood | None] | None = None
+    ) -> StepResult:
         """Record that a plan ran; `sampled` holds one token per sampling item, in order."""
         tokens: list[TokenOut] = []
         dones: list[DoneOut] = []
-        draw = iter(sampled)
+        draw = iter(zip(sampled, likelihoods or [None] * len(sampled), strict=True))
         for item in plan.items:
             sequence = item.sequence
-            token = next(draw) if item.samples else -1
+            token, likelihood = next(draw) if item.samples else (-1, None)
             if sequence.lane < 0 or sequence.cancelled:
                 continue
-            was_prompt = not sequence.is_decoding
             sequence.computed = item.start + item.count
+            self._remember(sequence)
             if item.samples:
                 sequence.tokens.append(token)
-                tokens.append(TokenOut(sequence.request.id, sequence.generated - 1, token))
+                index = sequence.generated - 1
+                tokens.append(TokenOut(sequence.request.id, index, token, likelihood))
                 reason = self._ended(sequence)
                 if reason:
                     dones.append(DoneOut(sequence.request.id, reason))
                     self._forget(sequence)
                     continue
-            if was_prompt:
+            if sequence.is_reading:
                 self._prompts.remove(sequence)
-                if not sequence.is_decoding:
+                sequence.is_reading = not sequence.is_decoding
+                if sequence.is_reading:
                     self._prompts.append(sequence)
         return StepResult(tuple(tokens), (*dones, *self.drain_dones()))
+
+    def _remember(self, sequence: Sequence) -> None:
+        """Offer the blocks that are complete now to the prefix cache."""
+        if not self.limits.prefix_cache:
+            return
+        size = self.limits.block_tokens
+        for index in range(sequence.remembered, sequence.computed // size):
+            self.blocks.remember(sequence.blocks[index], sequence.key(index, size))
+            sequence.remembered = index + 1
 
     def _ended(self, sequence: Sequence) -> str:
         request, generated = sequence.request, sequence.generated
@@ -283,11 +317,26 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         """Take lane and blocks back; what was computed is computed again if it ever returns."""
         self._running.remove(sequence)
-        if sequence in self._prompts:
+        if sequence.is_reading:
             self._prompts.remove(sequence)
+            sequence.is_reading = False
         self.blocks.free(sequence.blocks)
         self._lanes.append(sequence.lane)
-        sequence.blocks, sequence.lane, sequence.computed = [], -1, 0
+        sequence.lane = -1
+        _start_over(sequence)
 
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.limits.block_tokens)
+
+
+def _start_over(sequence: Sequence) -> None:
+    sequence.blocks, sequence.computed, sequence.remembered = [], 0, 0
+
+
+def _place(sequence: Sequence) -> tuple[int, int]:
+    return sequence.place
+
+
+def _priority(sequence: Sequence) -> int:
+    """Lower comes first."""
+    return -sequence.request.priority

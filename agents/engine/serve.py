@@ -1,4 +1,4 @@
-"""How do gateways hand requests to a worker and get tokens back? One TCP socket, a message per step.
+"""How do gateways hand requests to a worker and get tokens back? By one message per step.
 
 A client shows the fleet's secret first; a wrong one ends the connection. Requests are known inside
 by the connection they came on, so that two gateways may use the same id. When a connection ends its
@@ -9,16 +9,17 @@ import hmac
 import itertools
 import socket
 import threading
+import time
 from typing import Any
 
 from ...core.errors import ProtocolError
 from .hub import Hub, Peer
 from .inbox import Inbox
-from .request import DoneReason, Request, Sampling, StepResult
+from .progress import EngineRefused
+from .request import DoneReason, StepResult
+from .spent import Accounts
 from .steps import StepLoop
-
-#: A request's id, as its gateway chose it.
-ID_BYTES_MAX = 200
+from .submit import request_of, token_entry
 
 
 class DataServer:
@@ -42,16 +43,21 @@ class DataServer:
     def publish(self, result: StepResult) -> None:
         """Send what a step produced, one message per connection. Called by the engine's thread."""
         messages: dict[Peer, dict[str, list[list[Any]]]] = {}
+        accounts, now = self._loop.accounts if self._loop else Accounts(), time.monotonic()
         with self._lock:
             for token in result.tokens:
+                accounts.token(token.request_id, now)
                 owner = self._owners.get(token.request_id)
                 if owner is not None:
                     message = messages.setdefault(owner[0], {"tokens": [], "done": []})
-                    message["tokens"].append([owner[1], token.index, token.token])
+                    message["tokens"].append(token_entry(owner[1], token))
             for done in result.dones:
+                spent = accounts.close(done.request_id, now)
                 owner = self._owners.pop(done.request_id, None)
                 if owner is not None:
                     message = messages.setdefault(owner[0], {"tokens": [], "done": []})
+                    if spent is not None:
+                        message.setdefault("spent", []).append([owner[1], spent])
                     message["done"].append([owner[1], str(done.reason)])
         for peer, message in messages.items():
             self._hub.send(peer, message)
@@ -69,6 +75,8 @@ class DataServer:
                 self._submit(peer, message)
             case "cancel":
                 self._inbox.cancel(_inner(peer, str(message["id"])))
+            case "ping":  # answered by this thread whatever the engine does: the process runs
+                self._hub.send(peer, {"pong": 1})
             case other:
                 raise ProtocolError(f"unknown operation {str(other)[:40]!r}")
 
@@ -81,19 +89,27 @@ class DataServer:
         peer.data = next(self._numbers)
         epoch = self._loop.epoch if self._loop is not None else None
         rank = epoch.rank if epoch is not None else -1
-        self._hub.send(peer, {"ok": True, "rank": rank, **self._greeting})
+        self._hub.send(peer, {"ok": True, "rank": rank, "answers_pings": True, **self._greeting})
 
     def _submit(self, peer: Peer, message: dict[str, Any]) -> None:
-        request = _request(peer, message)
         outer = str(message["id"])
+        inner = _inner(peer, outer)
         with self._lock:
-            if request.id in self._owners:
+            if inner in self._owners:
                 raise ProtocolError(f"request {outer} was submitted twice")
-            self._owners[request.id] = (peer, outer)
+            self._owners[inner] = (peer, outer)
+        try:
+            request = request_of(message, inner)
+        except EngineRefused as error:
+            self._refuse(inner, f"refused:{error}")
+            return
         if self._loop is None or not self._loop.takes_requests:
-            self._refuse(request.id, DoneReason.MOVED)
-        elif not self._inbox.submit(request):
-            self._refuse(request.id, "refused:queue full")
+            self._refuse(inner, DoneReason.MOVED)
+            return
+        self._loop.accounts.arrive(inner, time.monotonic())
+        if not self._inbox.submit(request):
+            self._loop.accounts.close(inner, time.monotonic())
+            self._refuse(inner, "refused:queue full")
 
     def _refuse(self, inner: str, reason: str) -> None:
         with self._lock:
@@ -112,30 +128,3 @@ class DataServer:
 
 def _inner(peer: Peer, outer: str) -> str:
     return f"{peer.data}/{outer}"
-
-
-def _request(peer: Peer, message: dict[str, Any]) -> Request:
-    """The request in a submit message. Raises KeyError, TypeError or ValueError on nonsense."""
-    outer = message["id"]
-    if not isinstance(outer, str) or not 1 <= len(outer) <= ID_BYTES_MAX:
-        raise ValueError(f"a request's id has 1 to {ID_BYTES_MAX} characters")
-    sampling = message.get("sampling") or {}
-    return Request(
-        id=_inner(peer, outer),
-        prompt_ids=_ids(message["prompt"]),
-        max_tokens=int(message["max_tokens"]),
-        sampling=Sampling(
-            temperature=float(sampling.get("temperature", 0.0)),
-            top_p=float(sampling.get("top_p", 1.0)),
-            top_k=int(sampling.get("top_k", 0)),
-            seed=int(sampling.get("seed", 0)),
-        ),
-        eos_ids=_ids(message.get("eos", ())),
-        already=_ids(message.get("already", ())),
-    )
-
-
-def _ids(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list | tuple) or not all(type(value) is int for value in values):
-        raise ValueError("token ids must be a list of integers")
-    return tuple(values)

@@ -2,8 +2,8 @@
 
 Kept experts are the same pages mapped a second time; missing ones get reserved pages, which are
 filled through a writable window of their own. The shadow window itself is read-only, so that no
-stray write can touch weights that serve. Nothing is committed here: the reservation is taken over at
-COMMIT together with the layout, or forfeited whole.
+stray write can touch weights that serve. Nothing is committed here: the reservation is taken over
+at COMMIT together with the layout, or forfeited whole.
 """
 
 from collections.abc import Iterator
@@ -11,14 +11,13 @@ from collections.abc import Iterator
 import torch
 
 from ...core.plan import Placement
-from ...kernels.experts import ExpertWeights
 from ...memory.hmm.client import HmmClient, Reservation
 from ...memory.layout import ExpertLayout, respread
 from ...memory.tensors import strided_at
 from ...memory.window import Window
 from .context import WorkerContext
 from .gently import Piece
-from .moe import ExpertSlots, activation_function
+from .moe import ExpertSlots, expert_weights
 from .sources import ExpertKey, Sources, bytes_at
 
 #: Slots mapped and prefaulted per piece. Chosen: well under a millisecond each.
@@ -93,13 +92,12 @@ class Shadow:
         context, shape = self._context, self._context.expert_shape
         count = len(self.layout.slot_pages)
         stride = self._slot_bytes // context.dtype.itemsize
-        tensors = [
-            strided_at(self.window, offset, (count, *dims), (stride, dims[1], 1), context.dtype)
-            for offset, dims in ((0, shape.gate_up_shape), (shape.down_offset, shape.down_shape))
-        ]
-        weights = ExpertWeights(
-            *tensors, activation_function(context.shape.activation), context.shape.activation
-        )
+        views = {}
+        for name, place in shape.places.items():
+            strides = (stride, place.shape[1], 1) if len(place.shape) == 2 else (stride, 1)
+            dims = (count, *place.shape)
+            views[name] = strided_at(self.window, place.offset, dims, strides, context.dtype)
+        weights = expert_weights(views, context.shape.expert)
         extent = (len(context.shape.moe_layers), context.shape.experts)
         return ExpertSlots(weights, self.layout.slots, *extent)
 

@@ -17,7 +17,7 @@ from ...core.records import TransitionRecord
 from ...memory.copy import copy_pages
 from ...memory.hmm.client import HmmClient
 from ...memory.layout import ExpertLayout, SharedLayout, experts_name, shared_name
-from ...memory.loader import CheckpointReader, read_expert_into
+from ...memory.loader import CheckpointReader, ExpertStyle, read_expert_into
 from ...memory.tensors import shared_tensors, tensor_at
 from ...memory.window import Window
 from .context import WorkerContext
@@ -131,12 +131,19 @@ class Sources:
         return layout
 
     def _load_expert(self, key: ExpertKey, target: Window, offset: int) -> None:
-        shape, dtype = self._context.expert_shape, self._context.dtype
-        gate_up = tensor_at(target, offset, shape.gate_up_shape, dtype)
-        down = tensor_at(target, offset + shape.down_offset, shape.down_shape, dtype)
-        layer, expert = key
-        model_layer = self._context.shape.moe_layers[layer]
-        read_expert_into(self.reader(), model_layer, expert, gate_up, down)
+        context, form = self._context, self._context.shape.expert
+        parts = {
+            name: tensor_at(target, offset + place.offset, place.shape, context.dtype)
+            for name, place in context.expert_shape.places.items()
+        }
+        style = ExpertStyle(
+            form.is_transposed,
+            form.is_interleaved,
+            parts.get("gate_up_bias"),
+            parts.get("down_bias"),
+        )
+        layer, expert = context.shape.moe_layers[key[0]], key[1]
+        read_expert_into(self.reader(), layer, expert, parts["gate_up"], parts["down"], style)
 
 
 def bytes_at(window: Window, offset: int, size: int) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """What does a rank do, step after step, and when does it go over to the next epoch?
 
-Every step begins with a gather of control words over the epoch's group: how many rows each rank has,
-and which epoch each is ready to enter. All ranks see the same words, so all of them reach the same
-decision without another message: when the least of the ready epochs is a newer one, this step is the
-flip. An idle rank takes part in every step; when nobody has rows, all sleep until one has.
+Every step begins with a gather of control words over the epoch's group: how many rows each rank
+has, and which epoch each is ready to enter. All ranks see the same words, so all of them reach the
+same decision without another message: when the least of the ready epochs is a newer one, this step
+is the flip. An idle rank takes part in every step; when nobody has rows, all sleep until one has.
 
     serving --(exchange broken)--> parked --(the next epoch is committed)--> serving
     serving --(flip, and the next epoch has no rank here)--> left
@@ -11,8 +11,8 @@ flip. An idle rank takes part in every step; when nobody has rows, all sleep unt
 A broken exchange loses nothing: the step is planned again in the next epoch, the KV stays. While
 parked there is nobody to agree with, so a committed epoch is entered at once.
 
-This is the engine thread's loop. It never waits for anything but its group, its inbox and (idle) the
-doorbells of its group; preparing, sockets and the HMM belong to other threads.
+This is the engine thread's loop. It never waits for anything but its group, its inbox and (idle)
+the doorbells of its group; preparing, sockets and the HMM belong to other threads.
 """
 
 import select
@@ -21,17 +21,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 
-from ...core.errors import ExchangeBrokenError, InvariantError
+from ...core.errors import ExchangeBrokenError, InvariantError, MoectlError, WorkerError
 from .comm.base import CONTROL_WORDS
 from .engine import Engine, EngineRefused
 from .inbox import Inbox
 from .prepare import Epoch
 from .request import DoneOut, DoneReason, Request, StepResult
+from .spent import Accounts
 
 #: An idle group looks again after this time even if no doorbell rang (ranks on other nodes have
 #: none here). Chosen: the worst addition to a first token's latency against idle CPU use.
@@ -72,7 +74,9 @@ class Callbacks:
     """Whom the loop tells; all are called on the engine's thread and must return at once."""
 
     publish: Callable[[StepResult], None]
-    live: Callable[[Epoch | None, dict[str, float]], None]  # the first step of an epoch is done
+    live: Callable[
+        [Epoch | None, dict[str, float]], None
+    ]  # an epoch's first step is done (or broke)
     broken: Callable[[int, str], None]
 
 
@@ -82,6 +86,7 @@ class StepLoop:
     def __init__(self, inbox: Inbox, callbacks: Callbacks) -> None:
         self.inbox = inbox
         self.counters = Counters()
+        self.accounts = Accounts()
         self.state = LoopState.WAITING
         self.is_leaving = False
         self.epoch: Epoch | None = None
@@ -89,6 +94,7 @@ class StepLoop:
         self._callbacks = callbacks
         self._lock = threading.Lock()
         self._next: tuple[int, Epoch | None] | None = None  # committed, not entered
+        self._asked: deque[tuple[Callable[[Engine], None], Future[None]]] = deque()
         self._stopping = False
         self._idle_turns = 0
         self._flip: _Flip | None = None
@@ -110,6 +116,20 @@ class StepLoop:
                 epoch.exchange.abort(reason)
         self.inbox.wake()
 
+    def ask(self, task: Callable[[Engine], None], deadline_s: float) -> None:
+        """Run a task on the engine's thread between two steps, and wait until it is done.
+
+        Raises:  WorkerError when there is no engine, or it was busy until the deadline.
+        """
+        done: Future[None] = Future()
+        self._asked.append((task, done))
+        self.inbox.wake()
+        try:
+            done.result(deadline_s)
+        except (TimeoutError, CancelledError) as error:
+            done.cancel()
+            raise WorkerError("the engine took too long for a task between its steps") from error
+
     def stop(self) -> None:
         """Finish the step and leave `run`; safe in a signal handler."""
         self._stopping = True
@@ -128,6 +148,7 @@ class StepLoop:
         """Step until told to stop; then end every request with "moved"."""
         while not self._stopping:
             self._take_in()
+            self._do_asked()
             if self.state is LoopState.SERVING:
                 self._step()
             elif self._next is not None:
@@ -138,6 +159,19 @@ class StepLoop:
         if self.epoch is not None:
             self.epoch.exchange.abort("the rank stops")
 
+    def _do_asked(self) -> None:
+        while self._asked:
+            task, done = self._asked.popleft()
+            if not done.set_running_or_notify_cancel():
+                continue
+            try:
+                if self.engine is None:
+                    raise WorkerError("this rank has no engine any more")
+                task(self.engine)
+                done.set_result(None)
+            except MoectlError as error:  # handed to whoever asked
+                done.set_exception(error)
+
     def _step(self) -> None:
         assert self.epoch is not None and self.engine is not None
         epoch, engine = self.epoch, self.engine
@@ -145,7 +179,11 @@ class StepLoop:
         try:
             plan = engine.plan()
             rows = plan.row_count if plan else 0
+            asked = time.monotonic()
+            if plan is not None:
+                self.accounts.plan(plan, asked)
             seen = self._gather(epoch, rows)
+            self.accounts.exchanged(time.monotonic() - asked)
             if self._flip is not None and self._flip.gathered is None:
                 self._flip.gathered = time.monotonic()
             if min(words[_READY_FOR] for words in seen) > epoch.number:
@@ -167,6 +205,7 @@ class StepLoop:
             self._park(epoch, error.message)
             return
         self._idle_turns = 0
+        self.accounts.exchanged(epoch.moe.take_exchanged_s())
         self._publish(result)
         self._count(started, rows, len(result.tokens), epoch)
         self._note_live(started)
@@ -206,7 +245,7 @@ class StepLoop:
         self._idle_turns = 0
 
     def _note_live(self, step_started: float) -> None:
-        """The first step of an epoch is done by every rank: say so, with the figures of the flip."""
+        """The first step of an epoch is done by all ranks: say so, with the flip's figures."""
         flip, self._flip = self._flip, None
         if flip is None:
             return
@@ -216,7 +255,6 @@ class StepLoop:
             "first_step_ms": (time.monotonic() - step_started) * 1e3,
             "flip_step": float(flip.step),
             "flip_at": time.time(),
-            "epoch": float(flip.number),
         }
         self._callbacks.live(self.epoch, figures)
 
@@ -224,7 +262,7 @@ class StepLoop:
         epoch.exchange.abort(reason)  # so that no peer waits for a rank that does not come
         self.state = LoopState.PARKED
         self._parked_at = time.monotonic()
-        self._flip = None
+        self._note_live(self._parked_at)  # entered, even if it broke at once: there is no way back
         print(f"epoch {epoch.number} broke: {reason}", file=sys.stderr, flush=True)
         self._callbacks.broken(epoch.number, reason)
 

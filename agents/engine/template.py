@@ -3,7 +3,7 @@
 A template is the transformers model on the meta device: no memory, no weights, 20-30 ms to build,
 made once by the fork server. Binding puts tensors over mapped pages into it (1-2 ms). Its experts
 modules own no parameter: expert weights live in slots (moe.py). Models are recognised by what their
-modules can do, not by a list of names; what is missing is said by `unsupported_reason`.
+modules can do, not by a list of names (`probe.py`), and what cannot run is refused with the reason.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ...core.errors import CheckpointError, EngineError
-from . import hooks, rowwise
+from . import hooks, probe, rowwise
+from .forms import ExpertForm, KvForm
 
 Template: TypeAlias = Any  # a transformers *ForCausalLM; its types are not ours to follow
 
@@ -27,19 +28,35 @@ class ModelShape:
 
     layers: int
     moe_layers: tuple[int, ...]
-    experts: int
     experts_per_token: int
-    hidden: int
-    inner: int
-    activation: str
-    kv_heads: int
-    head_dim: int
     vocab: int
     context_tokens: int
+    expert: ExpertForm
+    kv: KvForm
+
+    @property
+    def experts(self) -> int:
+        """Routed experts of one MoE layer."""
+        return self.expert.experts
+
+    @property
+    def hidden(self) -> int:
+        """Width of a row."""
+        return self.expert.hidden
+
+    @property
+    def inner(self) -> int:
+        """Width inside an expert."""
+        return self.expert.inner
+
+    @property
+    def activation(self) -> str:
+        """The experts' activation by name."""
+        return self.expert.activation
 
     def kv_block_shape(self, block_tokens: int) -> tuple[int, int, int, int, int]:
-        """[layers, 2, block_tokens, kv_heads, head_dim]: one KV block."""
-        return (self.layers, 2, block_tokens, self.kv_heads, self.head_dim)
+        """[layers, parts, block_tokens, heads, width]: one KV block."""
+        return self.kv.block_shape(block_tokens)
 
 
 def build_template(folder: Path | str, dtype: torch.dtype = torch.float32) -> Template:
@@ -49,20 +66,48 @@ def build_template(folder: Path | str, dtype: torch.dtype = torch.float32) -> Te
     """
     config = _read_config(Path(folder))
     hooks.register()
-    with torch.device("meta"):
-        template = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    template = _build(config, dtype)
     template.eval()
-    reason = unsupported_reason(template)
-    if reason:
-        raise CheckpointError(f"{config.model_type} cannot run here: {reason}")
-    for layer, module in enumerate(expert_modules(template)):
-        module.moectl_seat = hooks.Seat(layer)
+    try:
+        template.moectl_forms = _ask(template)
+    except probe.Refusal as refusal:
+        raise CheckpointError(
+            f"{config.model_type} cannot run here: {refusal}",
+            next_step="`moectl get engines` lists what this engine can execute",
+        ) from refusal
+    rowwise.adopt(template)
+    return template
+
+
+def _build(config: Any, dtype: torch.dtype) -> Template:
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise CheckpointError(f"{config.model_type} cannot be built here: {reason}") from error
+
+
+def _ask(template: Template) -> probe.Forms:
+    """Put the hooks in place and see what the model does with them. Raises probe.Refusal."""
+    modules = expert_modules(template)
+    form = probe.expert_form(modules)
+    seats = [hooks.Seat(layer) for layer in range(len(modules))]
+    for module, seat in zip(modules, seats, strict=True):
+        module.moectl_seat = seat
         for name in list(module._parameters):
             module._parameters[name] = None
-    rowwise.adopt(template)
     template.set_attn_implementation(hooks.ATTENTION)
     template.set_experts_implementation(hooks.EXPERTS)
-    return template
+    kv, experts_per_token = probe.try_forward(template, seats, len(_layers(template)))
+    return probe.Forms(form, kv, experts_per_token)
+
+
+def _layers(template: Template) -> list[Any]:
+    try:
+        return list(template.get_submodule("model.layers").children())
+    except AttributeError as error:
+        raise probe.Refusal("it has no model.layers") from error
 
 
 def _read_config(folder: Path) -> Any:
@@ -79,52 +124,25 @@ def expert_modules(template: Template) -> list[Any]:
     return [module for module in template.modules() if hasattr(module, "_is_expert_parallel")]
 
 
-def unsupported_reason(template: Template) -> str:
-    """Why this engine cannot run a freshly built template, or "" when it can."""
-    config, modules = template.config, expert_modules(template)
-    if not modules:
-        return "it has no routed experts"
-    if getattr(config, "kv_lora_rank", None):
-        return "latent attention (kv_lora_rank) has no page format yet"
-    for module in modules:
-        wanted = {"gate_up_proj", "down_proj"}
-        if module.has_bias or module.is_transposed or not module.is_concatenated:
-            return "experts with biases or transposed weights have no slot format yet"
-        if set(module._parameters) != wanted or not module.has_gate:
-            return f"experts hold {sorted(module._parameters)}, expected {sorted(wanted)}"
-    if len({module.gate_up_proj.shape for module in modules}) > 1:
-        return "layers with different expert shapes"
-    return ""
-
-
 def model_shape(template: Template) -> ModelShape:
-    """Read the numbers from config and modules."""
-    config = template.config
-    heads = config.num_attention_heads
-    shapes = expert_tensor_shapes(config)
-    layers = template.get_submodule("model.layers")
-    moe_layers = tuple(
-        index for index, layer in enumerate(layers.children()) if expert_modules(layer)
-    )
+    """What a built template is, in numbers."""
+    forms: probe.Forms = template.moectl_forms
+    layers = _layers(template)
     return ModelShape(
-        layers=config.num_hidden_layers,
-        moe_layers=moe_layers,
-        experts=_first(config, "num_local_experts", "num_experts", "n_routed_experts"),
-        experts_per_token=config.num_experts_per_tok,
-        hidden=config.hidden_size,
-        inner=shapes["down"][1],
-        activation=config.hidden_act,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        vocab=config.vocab_size,
-        context_tokens=config.max_position_embeddings,
+        layers=len(layers),
+        moe_layers=tuple(i for i, layer in enumerate(layers) if expert_modules(layer)),
+        experts_per_token=forms.experts_per_token,
+        vocab=template.config.vocab_size,
+        context_tokens=template.config.max_position_embeddings,
+        expert=forms.expert,
+        kv=forms.kv,
     )
 
 
-def expert_tensor_shapes(config: Any) -> dict[str, tuple[int, int]]:
-    """The tensors of one expert in slot order: gate_up (2I, H), gate first, then down (H, I)."""
-    inner = _first(config, "moe_intermediate_size", "intermediate_size")
-    return {"gate_up": (2 * inner, config.hidden_size), "down": (config.hidden_size, inner)}
+def expert_tensor_shapes(template: Template) -> dict[str, tuple[int, ...]]:
+    """The tensors of one expert in slot order: gate_up, gate rows first, down, then biases."""
+    forms: probe.Forms = template.moectl_forms
+    return forms.expert.tensor_shapes
 
 
 def shared_tensor_specs(template: Template) -> dict[str, tuple[int, ...]]:
@@ -171,7 +189,8 @@ def _put(template: Template, name: str, tensor: Tensor) -> None:
 def _rebuild_rotary(template: Template) -> None:
     """Rotary frequencies are buffers outside the checkpoint: make them anew, with memory."""
     for name, module in list(template.named_modules()):
-        if "inv_freq" in module._buffers and module._buffers["inv_freq"].is_meta:
+        frequencies = [held for leaf, held in module._buffers.items() if leaf.endswith("inv_freq")]
+        if any(held is not None and held.is_meta for held in frequencies):
             owner_name, _, leaf = name.rpartition(".")
             fresh = type(module)(module.config)
             setattr(template.get_submodule(owner_name), leaf, fresh)
@@ -179,11 +198,3 @@ def _rebuild_rotary(template: Template) -> None:
 
 def _all_tensors(template: Template) -> list[tuple[str, Tensor]]:
     return [*template.named_parameters(), *template.named_buffers()]
-
-
-def _first(config: Any, *names: str) -> int:
-    for name in names:
-        value = getattr(config, name, None)
-        if value:
-            return int(value)
-    raise CheckpointError(f"the config has none of {', '.join(names)}")

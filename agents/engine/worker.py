@@ -6,6 +6,7 @@ This file only puts the parts together and takes them apart again:
     "data"         DataServer      gateways: requests in, tokens out
     "control"      ControlServer   the agent: status, transitions
     "lifecycle"    Lifecycle       prepares, commits, retires, forfeits
+    "keeper"       Keeper          hands this device's memory to a new HMM when the old one died
     "prepare",     throw-away      copying and mapping at idle priority, groups that meet
     "meet"
 
@@ -23,6 +24,7 @@ import torch
 from ...core.errors import WorkerError
 from ...core.records import WorkerStats, to_plain
 from ...core.transitions import WorkerState
+from ...memory.hmm.keeper import Keeper
 from ..launch.orders import WorkerLaunch
 from .context import WorkerContext
 from .control import ControlServer
@@ -62,9 +64,11 @@ class Worker:
         self.lifecycle.start()
         self.data.start(self.loop)
         self.control.start(self.lifecycle)
+        keeper = Keeper(self.launch.hmm_socket, self.launch.device, self.launch.model)
         try:
             self.loop.run()
         finally:
+            keeper.close()
             epoch = self.loop.epoch
             if epoch is not None:
                 epoch.exchange.abort("the rank ends")

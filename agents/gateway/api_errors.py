@@ -23,9 +23,9 @@ class ApiError(MoectlError):
         """The response body in OpenAI's form."""
         return {
             "error": {
-                "message": self.message,
+                "message": _printable(self.message),
                 "type": _TYPES.get(self.status, "server_error"),
-                "param": self.param,
+                "param": None if self.param is None else _printable(self.param),
                 "code": self.code,
             }
         }
@@ -40,12 +40,18 @@ class ApiError(MoectlError):
         return headers
 
 
+def _printable(text: str) -> str:
+    """What a client sent may hold lone surrogates, which no encoding can carry back."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "invalid_request_error",
     405: "invalid_request_error",
+    408: "invalid_request_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
     429: "rate_limit_error",
@@ -75,6 +81,11 @@ def context_overflow(prompt_tokens: int, wanted_tokens: int, context_tokens: int
 def unauthorized(message: str) -> ApiError:
     """401: no bearer token, or one that is not known."""
     return ApiError(401, message, code="invalid_api_key")
+
+
+def forbidden(message: str, param: str | None) -> ApiError:
+    """403: this token may not do that."""
+    return ApiError(403, message, code="insufficient_permissions", param=param)
 
 
 def too_many(message: str, retry_after_s: int = 1) -> ApiError:

@@ -29,6 +29,9 @@ from .api_errors import ApiError, failed
 from .config import GatewayConfig, load_gateway_config
 from .counting import CountAnswers
 from .fleet import Directory
+from .link import Heartbeat
+from .openapi import describe
+from .request_ids import RequestIds
 from .routes import Gateway, build_router
 from .transport import ClientGone
 
@@ -44,7 +47,12 @@ def build_app(config: GatewayConfig, store: Store, url: str) -> FastAPI:
     """The ASGI application; its lifespan follows the store."""
     keys = Keys(config.cluster)
     secret = Path(config.secret_file).read_text(encoding="utf-8").strip()
-    directory = Directory(keys, secret, tokens_max=config.buffered_tokens_max)
+    directory = Directory(
+        keys,
+        secret,
+        tokens_max=config.buffered_tokens_max,
+        heartbeat=Heartbeat(config.heartbeat_s, config.heartbeats_missed_max),
+    )
     gateway = Gateway(config, directory)
 
     @contextlib.asynccontextmanager
@@ -68,6 +76,8 @@ def build_app(config: GatewayConfig, store: Store, url: str) -> FastAPI:
     app.include_router(build_router(gateway))
     _add_error_handlers(app)
     app.add_middleware(CountAnswers, gateway=gateway)
+    app.add_middleware(RequestIds)
+    describe(app)
     app.state.gateway = gateway
     return app
 
@@ -99,7 +109,8 @@ def _add_error_handlers(app: FastAPI) -> None:
         return Response(status_code=CLIENT_GONE_STATUS)
 
     async def on_bug(request: Request, error: Exception) -> Response:
-        log.error("request failed by a bug", exc_info=error)
+        name = request.scope["state"].get("request_id")
+        log.error("request %s failed by a bug", name, exc_info=error)
         return await on_api_error(request, failed("the gateway failed; its log has the details"))
 
     app.add_exception_handler(ApiError, on_api_error)
@@ -142,7 +153,7 @@ async def serve(config: GatewayConfig, listener: socket.socket) -> None:
     """Serve on a bound socket until told to stop."""
     from ...core.store.etcd import EtcdStore  # grpc is imported only by who runs a gateway
 
-    store = EtcdStore(list(config.etcd))
+    store = EtcdStore(list(config.etcd), security=config.etcd_security)
     host, port = listener.getsockname()[:2]
     app = build_app(config, store, f"http://{host}:{port}")
     server = uvicorn.Server(

@@ -4,11 +4,13 @@ It must never hold the data-plane secret itself: only the path of the file it st
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import UsageError
+from ...core.errors import ProtocolError, UsageError
+from ...core.records import from_plain
+from ...core.store.security import EtcdSecurity
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +29,13 @@ class GatewayConfig:
     body_bytes_max: int = 4 << 20  # a 1 M token prompt is about this much text
     inflight_max: int = 1024  # requests held at once, all models together
     inflight_per_token_max: int = 512  # requests held at once for one bearer token
+    requests_per_minute_max: int = 0  # for one bearer token; 0: no such limit
     buffered_tokens_max: int = 2048  # per request, between worker and a slow reader
     choices_max: int = 16  # prompts x n of one request
     stall_s: float = 60.0  # a reader that takes nothing for this long is dropped
+    heartbeat_s: float = 1.0  # between two pings to a worker
+    heartbeats_missed_max: int = 5  # silent for so many: its requests go elsewhere
+    etcd_security: EtcdSecurity = field(default_factory=EtcdSecurity)
 
     def __post_init__(self) -> None:
         if not self.etcd:
@@ -56,4 +62,8 @@ def gateway_config_from_plain(data: Any, where: str = "gateway config") -> Gatew
     missing = sorted({"cluster", "etcd", "secret_file"} - set(data))
     if unknown or missing:
         raise UsageError(f"{where}: unknown fields {unknown}, missing fields {missing}")
-    return GatewayConfig(**{**data, "etcd": tuple(data["etcd"])})
+    try:
+        security = from_plain(EtcdSecurity, data.get("etcd_security", {}))
+    except ProtocolError as error:
+        raise UsageError(f"{where}: {error.message}") from error
+    return GatewayConfig(**{**data, "etcd": tuple(data["etcd"]), "etcd_security": security})

@@ -8,6 +8,7 @@ picture stays as it was and serving goes on.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,7 +16,9 @@ from ...core.errors import ProtocolError
 from ...core.records import Keys, SpecRecord, TokenRecord, WorkerRecord, from_json
 from ...core.transitions import WorkerState
 from ..changes import Changes
-from .link import WorkerLink
+from .link import Heartbeat, WorkerLink
+from .prefixes import Keys as PrefixKeys
+from .prefixes import PrefixHomes
 from .route import Candidate, choose
 
 log = logging.getLogger("moectl.gateway.fleet")
@@ -33,14 +36,20 @@ class _Worker:
 class Directory:
     """The gateway's picture of the fleet; changed only by `apply_*`, read by everybody."""
 
-    def __init__(self, keys: Keys, secret: str, *, tokens_max: int) -> None:
+    def __init__(
+        self, keys: Keys, secret: str, *, tokens_max: int, heartbeat: Heartbeat | None = None
+    ) -> None:
         self.changes = Changes()
         self.specs: dict[str, SpecRecord] = {}
         self.tokens: dict[str, TokenRecord] = {}  # by digest
+        self.waiting: Counter[str] = Counter()  # generations without a worker, by model
+        self._silences = 0  # of links that are closed by now
         self.loaded: set[str] = set()  # prefixes whose first listing is in
         self._keys = keys
         self._secret = secret
         self._tokens_max = tokens_max
+        self._heartbeat = heartbeat or Heartbeat()
+        self._prefixes = PrefixHomes()
         self._workers: dict[str, _Worker] = {}  # by key below the workers prefix
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -54,11 +63,24 @@ class Directory:
         """Whether the first listing of everything has been seen."""
         return self.loaded.issuperset(self.prefixes)
 
-    def pick(self, model: str, avoid: frozenset[str]) -> WorkerLink | None:
+    def pick(self, model: str, avoid: frozenset[str], prefix: PrefixKeys = ()) -> WorkerLink | None:
         """The link of the worker to send to now, or None; `avoid` are addresses."""
         links = {worker.link.address: worker.link for worker in self._of(model)}
-        chosen = choose(map(_candidate, self._of(model)), avoid)
-        return None if chosen is None else links[chosen.address]
+        matched = self._prefixes.matched(prefix)
+        chosen = choose((_candidate(each, matched) for each in self._of(model)), avoid)
+        if chosen is None:
+            return None
+        self._prefixes.note(prefix, chosen.address)
+        return links[chosen.address]
+
+    @property
+    def silences(self) -> int:
+        """How often so far a worker was given up for its silence."""
+        return self._silences + sum(each.link.silences for each in self._workers.values())
+
+    def load(self, model: str) -> int:
+        """Requests of this gateway that the model's workers hold."""
+        return sum(worker.link.load for worker in self._of(model))
 
     def serving_count(self, model: str) -> int:
         """How many workers of a model could take a request now."""
@@ -121,7 +143,11 @@ class Directory:
 
     def _open(self, address: str) -> WorkerLink:
         link = WorkerLink(
-            address, self._secret, tokens_max=self._tokens_max, on_change=self._on_link_change
+            address,
+            self._secret,
+            tokens_max=self._tokens_max,
+            on_change=self._on_link_change,
+            heartbeat=self._heartbeat,
         )
         link.start()
         return link
@@ -134,12 +160,13 @@ class Directory:
 
     def _forget(self, name: str) -> None:
         worker = self._workers.pop(name)
+        self._silences += worker.link.silences
         task = asyncio.get_running_loop().create_task(worker.link.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
 
-def _candidate(worker: _Worker) -> Candidate:
+def _candidate(worker: _Worker, matched: dict[str, int]) -> Candidate:
     return Candidate(
         address=worker.link.address,
         device=str(worker.record.device),
@@ -148,6 +175,7 @@ def _candidate(worker: _Worker) -> Candidate:
         is_listed=worker.is_listed,
         is_connected=worker.link.is_connected,
         load=worker.link.load,
+        matched=matched.get(worker.link.address, 0),
     )
 
 

@@ -2,8 +2,9 @@
 
 The link connects, introduces itself, connects again after a break (with a growing pause) until it
 is closed, and hands each token to the stream of its request. When the connection breaks every
-stream ends with LOST at once: replay is somebody else's decision (`replay.py`). It never retries a
-submit.
+stream ends with LOST at once: replay is somebody else's decision (`replay.py`). A worker that is
+silent for several heartbeats (stopped, or its machine hangs: the kernel still answers for it)
+counts as lost too. It never retries a submit.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import contextlib
 import logging
 import socket
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +29,25 @@ PROMPT_IDS_MAX = 2 << 20  # about what fits one frame
 
 
 @dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A ping every `period_s`; after `missed_max` periods without a word the worker is lost.
+
+    Counted in periods, not in time: an event loop that was held up itself accuses nobody.
+    """
+
+    period_s: float = 1.0
+    missed_max: int = 5
+
+
+@dataclass(frozen=True, slots=True)
 class Submission:
     """One generation as the worker is asked for it."""
 
     prompt: tuple[int, ...]
     max_tokens: int
     eos: tuple[int, ...]
-    sampling: dict[str, float | int]
+    sampling: dict[str, Any]
+    priority: int = 0
 
     def message(self, request_id: str, already: list[int]) -> dict[str, Any]:
         """The submit message; `already` are the tokens that the client has been given."""
@@ -45,15 +59,27 @@ class Submission:
             "max_tokens": self.max_tokens,
             "eos": list(self.eos),
             "sampling": self.sampling,
-        }
+        } | ({"priority": self.priority} if self.priority else {})
 
 
 class WorkerLink:
     """The connection to one worker's data socket at `address`."""
 
-    def __init__(self, address: str, secret: str, *, tokens_max: int, on_change: Any) -> None:
+    def __init__(
+        self,
+        address: str,
+        secret: str,
+        *,
+        tokens_max: int,
+        on_change: Callable[[], None],
+        heartbeat: Heartbeat,
+    ) -> None:
         self.address = address
         self.context_tokens = 0  # told by the worker in its hello
+        self.silences = 0  # times that the worker was given up for its silence
+        self._heartbeat = heartbeat
+        self._answers_pings = False
+        self._heard = True  # since the last ping
         self._secret = secret
         self._tokens_max = tokens_max
         self._on_change = on_change  # called with nothing when the link comes up or goes down
@@ -134,6 +160,7 @@ class WorkerLink:
             if reply.get("ok") is not True:
                 raise ProtocolError(f"worker {self.address} refused the hello")
             self.context_tokens = int(reply.get("context_tokens", 0))
+            self._answers_pings = reply.get("answers_pings") is True
         except BaseException:
             writer.close()
             raise
@@ -142,18 +169,24 @@ class WorkerLink:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connected = True
         self._on_change()
-        sender = asyncio.get_running_loop().create_task(self._write_all(writer))
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(self._write_all(writer))]
+        if self._answers_pings:
+            tasks.append(loop.create_task(self._watch_pulse(writer)))
         why = "connection ended"
         try:
             while True:
-                self._dispatch(await read_message(reader))
+                message = await read_message(reader)
+                self._heard = True
+                self._dispatch(message)
         except (OSError, asyncio.IncompleteReadError):
             pass
         except (ProtocolError, KeyError, TypeError, ValueError) as error:
             why = f"malformed message: {error}"
         finally:
-            sender.cancel()
-            writer.close()
+            for task in tasks:
+                task.cancel()
+            writer.transport.abort()  # nothing unsent is of use to anybody
             self._drop(why)
 
     async def _write_all(self, writer: asyncio.StreamWriter) -> None:
@@ -168,11 +201,28 @@ class WorkerLink:
                 self._outbox_ready.clear()
         writer.close()  # the reading side sees the end and drops the link
 
+    async def _watch_pulse(self, writer: asyncio.StreamWriter) -> None:
+        missed = 0
+        ping = encode({"op": "ping"})
+        while missed < self._heartbeat.missed_max:
+            self._heard = False
+            self._send(ping)
+            await asyncio.sleep(self._heartbeat.period_s)
+            missed = 0 if self._heard else missed + 1
+        self.silences += 1
+        log.warning("worker %s is silent: given up", self.address)
+        writer.transport.abort()  # the reading side sees the end and drops the link
+
     def _dispatch(self, message: dict[str, Any]) -> None:
-        for request_id, index, token in message.get("tokens", ()):
+        for request_id, index, token, *likelihood in message.get("tokens", ()):
             stream = self._streams.get(request_id)
-            if stream is not None and not stream.push(int(index), int(token)):
+            told = likelihood[0] if likelihood and isinstance(likelihood[0], dict) else None
+            if stream is not None and not stream.push(int(index), int(token), told):
                 self.cancel(stream)
+        for request_id, spent in message.get("spent", ()):
+            stream = self._streams.get(request_id)
+            if stream is not None and isinstance(spent, dict):
+                stream.spent = spent
         for request_id, reason in message.get("done", ()):
             stream = self._streams.pop(request_id, None)
             if stream is not None:

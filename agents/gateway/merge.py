@@ -9,22 +9,22 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 
-from .choices import Choice
+from .choices import Choice, Piece
 
 QUEUE_PIECES_MAX = 16
 
-Piece = tuple[Choice, str | None]  # text as it comes, and None once when the choice is over
+Step = tuple[Choice, Piece | None]  # text as it comes, and None once when the choice is over
 
 
-async def merged(choices: Sequence[Choice]) -> AsyncGenerator[Piece, None]:
+async def merged(choices: Sequence[Choice]) -> AsyncGenerator[Step, None]:
     """The pieces of all choices; raises the first error of any."""
     if len(choices) == 1:  # the common case needs no task
         async with contextlib.aclosing(choices[0].run()) as pieces:
-            async for text in pieces:
-                yield choices[0], text
+            async for piece in pieces:
+                yield choices[0], piece
         yield choices[0], None
         return
-    queue: asyncio.Queue[Piece | Exception] = asyncio.Queue(QUEUE_PIECES_MAX)
+    queue: asyncio.Queue[Step | Exception] = asyncio.Queue(QUEUE_PIECES_MAX)
     loop = asyncio.get_running_loop()
     tasks = [loop.create_task(_pump(choice, queue)) for choice in choices]
     try:
@@ -41,11 +41,11 @@ async def merged(choices: Sequence[Choice]) -> AsyncGenerator[Piece, None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _pump(choice: Choice, queue: "asyncio.Queue[Piece | Exception]") -> None:
+async def _pump(choice: Choice, queue: "asyncio.Queue[Step | Exception]") -> None:
     try:
         async with contextlib.aclosing(choice.run()) as pieces:
-            async for text in pieces:
-                await queue.put((choice, text))
+            async for piece in pieces:
+                await queue.put((choice, piece))
         await queue.put((choice, None))
     except Exception as error:  # the task's top: the reader raises it
         await queue.put(error)

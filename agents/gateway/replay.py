@@ -7,6 +7,7 @@ worker that reports errors is tried a few times, never for ever.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
@@ -15,7 +16,9 @@ from ..changes import Changes
 from .api_errors import ApiError, failed, invalid, too_many, unavailable
 from .ledger import Ledger
 from .link import Submission, WorkerLink
-from .stream import LOST, OVERFLOW, TokenStream
+from .prefixes import Keys, prefix_keys
+from .stream import LOST, OVERFLOW, TokenStream, Told
+from .timing import Timeline
 
 ERRORS_MAX = 3  # a step that fails on three workers will fail on a fourth
 BUSY_S = 2.0  # how long full queues everywhere are waited out before 429
@@ -27,8 +30,9 @@ class Fleet(Protocol):
     """What replay needs to know of the workers."""
 
     changes: Changes
+    waiting: Counter[str]  # by model
 
-    def pick(self, model: str, avoid: frozenset[str]) -> WorkerLink | None:
+    def pick(self, model: str, avoid: frozenset[str], prefix: Keys = ()) -> WorkerLink | None:
         """The link of the worker to send to now, or None; `avoid` are addresses."""
 
 
@@ -41,6 +45,8 @@ class Generation:
         self.ledger = Ledger(submission.max_tokens, frozenset(submission.eos))
         self.finish_reason: str | None = None  # "stop" or "length", once known
         self.replays = 0
+        self.timeline = Timeline()
+        self._prefix = prefix_keys(submission.prompt)
         self._fleet = fleet
         self._model = model
         self._name = name
@@ -51,7 +57,7 @@ class Generation:
         self._busy_since: float | None = None
         self._avoid: dict[str, float] = {}  # worker's address -> until when (loop time)
 
-    async def tokens(self) -> AsyncGenerator[list[int], None]:
+    async def tokens(self) -> AsyncGenerator[list[Told], None]:
         """New tokens until the generation ends; raises ApiError when it cannot go on."""
         while self.finish_reason is None:
             link, stream = await self._submit()
@@ -60,6 +66,8 @@ class Generation:
                 while done is None:
                     bunch = await stream.next()
                     fresh = self._take(bunch.tokens)
+                    if fresh:
+                        self.timeline.tokens_came(_now())
                     self.finish_reason = self.ledger.finish_reason
                     if fresh:
                         yield fresh
@@ -67,33 +75,41 @@ class Generation:
             except ProtocolError as error:
                 done = f"error:{error.message}"
             finally:
+                self.timeline.ended(_now(), stream.spent)
                 link.cancel(stream)
             if self.finish_reason is None:
                 self._settle(done, link.address)
 
-    def _take(self, tokens: tuple[tuple[int, int], ...]) -> list[int]:
-        fresh = [token for index, token in tokens if self.ledger.accept(index, token)]
+    def _take(self, tokens: tuple[Told, ...]) -> list[Told]:
+        fresh = [told for told in tokens if self.ledger.accept(told.number, told.token)]
         if fresh:
             self._busy_since = None
         return fresh
 
     async def _submit(self) -> tuple[WorkerLink, TokenStream]:
         """Send to the best worker, waiting for one until the deadline."""
-        now = asyncio.get_running_loop().time
-        until = now() + self._deadline_s
+        now = _now
+        started = now()
+        until = started + self._deadline_s
         while True:
             ticket = self._fleet.changes.ticket()
             self._avoid = {key: end for key, end in self._avoid.items() if end > now()}
-            link = self._fleet.pick(self._model, frozenset(self._avoid))
+            link = self._fleet.pick(self._model, frozenset(self._avoid), self._prefix)
             if link is not None:
                 self._attempts += 1
                 name = f"{self._name}.{self._attempts}"
                 stream = link.submit(name, self._submission, self.ledger.accepted)
                 if stream is not None:
+                    self.timeline.waited(now() - started)
+                    self.timeline.sent(now())
                     return link, stream
                 self._avoid[link.address] = now() + BUSY_PAUSE_S
             wake = min([until, *self._avoid.values()]) - now()
-            await self._fleet.changes.wait(ticket, max(wake, 0.001))
+            self._fleet.waiting[self._model] += 1
+            try:
+                await self._fleet.changes.wait(ticket, max(wake, 0.001))
+            finally:
+                self._fleet.waiting[self._model] -= 1
             if now() >= until:
                 raise unavailable(
                     f"no worker of model {self._model!r} was ready within {self._deadline_s:g} s"
@@ -101,7 +117,7 @@ class Generation:
 
     def _settle(self, reason: str, address: str) -> None:
         """What an ended attempt means: return to try elsewhere, or raise."""
-        now = asyncio.get_running_loop().time()
+        now = _now()
         kind, _, why = reason.partition(":")
         if kind in ("stop", "length"):
             self.finish_reason = kind
@@ -128,6 +144,10 @@ class Generation:
             raise failed(f"the engine failed {self._errors} times, last: {why}")
         self.replays += 1
         self._avoid[address] = now + MOVED_PAUSE_S
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _refusal(kind: str, why: str) -> ApiError:

@@ -6,6 +6,7 @@ requests or tokens.
 
 import contextlib
 import secrets
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +14,16 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ...core.records import TokenRecord
-from .admission import Slots, authenticate
-from .api_errors import ApiError, unavailable
+from .admission import Allowance, Slots, authenticate
+from .api_errors import ApiError, forbidden, unavailable
 from .asks import Ask, read_chat, read_completion
 from .config import GatewayConfig
 from .fields import parse_object
 from .fleet import Directory
 from .metrics import Metrics
-from .serving import Service
+from .openapi import GENERATION
+from .responses import read_response
+from .serving import Name, Service
 from .transport import EventStream, check_declared_length, read_body, unless_gone
 
 _BODY_STALL_S = 30.0  # a body arrives in milliseconds; slower is a client that holds us up
@@ -36,7 +39,8 @@ class Gateway:
         self.directory = directory
         self.metrics = Metrics()
         self.service = Service(directory, self.metrics)
-        self.slots = Slots(config.inflight_max, config.inflight_per_token_max)
+        limits = (config.inflight_max, config.inflight_per_token_max)
+        self.slots = Slots(Allowance(*limits, config.requests_per_minute_max), time.monotonic)
 
     def authenticate(self, request: Request) -> TokenRecord:
         """The caller; raises ApiError 401, or 503 before the tokens are known."""
@@ -50,8 +54,9 @@ def build_router(gateway: Gateway) -> APIRouter:
     router = APIRouter()
     _add_probes(router, gateway)
     _add_models(router, gateway)
-    _add_generation(router, gateway, "/v1/completions", "cmpl", read_completion)
-    _add_generation(router, gateway, "/v1/chat/completions", "chatcmpl", read_chat)
+    _add_generation(router, gateway, "cmpl", read_completion)
+    _add_generation(router, gateway, "chatcmpl", read_chat)
+    _add_generation(router, gateway, "resp", read_response)
     return router
 
 
@@ -75,8 +80,18 @@ def _add_probes(router: APIRouter, gateway: Gateway) -> None:
     @router.get("/metrics", tags=["probes"])
     async def metrics() -> Response:
         """Prometheus text format."""
-        gateway.metrics.inflight.set(gateway.slots.held)
+        _refresh(gateway)
         return Response(gateway.metrics.render(), media_type="text/plain; version=0.0.4")
+
+
+def _refresh(gateway: Gateway) -> None:
+    """Set what is read off, not counted."""
+    metrics, directory = gateway.metrics, gateway.directory
+    metrics.inflight.set(gateway.slots.held)
+    metrics.silent_workers(directory.silences)
+    for name in directory.specs:
+        metrics.at_workers.labels(name).set(directory.load(name))
+        metrics.waiting.labels(name).set(directory.waiting[name])
 
 
 def _add_models(router: APIRouter, gateway: Gateway) -> None:
@@ -100,19 +115,19 @@ def _model_card(name: str, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "moectl"}
 
 
-def _add_generation(
-    router: APIRouter, gateway: Gateway, path: str, prefix: str, reader: Reader
-) -> None:
+def _add_generation(router: APIRouter, gateway: Gateway, prefix: str, reader: Reader) -> None:
     async def generate(request: Request) -> Response:
         """Generate text, streamed or whole, in OpenAI's form."""
         caller = gateway.authenticate(request)
-        name = f"{prefix}-{secrets.token_hex(12)}"  # ours: a client's could collide
+        # Ours, since a client's own could collide with another's at a worker.
+        name = Name(f"{prefix}-{secrets.token_hex(12)}", request.state.request_id)
         with contextlib.ExitStack() as held:
             held.enter_context(gateway.slots.take(caller.name))
             ask = await _read_ask(gateway, request, reader)
             request.state.model = ask.model
+            _check_rights(ask, caller)
             exchange = await gateway.service.open(ask, name)
-            headers = {"x-request-id": name}
+            headers = gateway.slots.headers(caller.name)
             if not ask.is_stream:
                 body = await unless_gone(request, gateway.service.collect(exchange))
                 return JSONResponse(body, headers=headers)
@@ -123,7 +138,21 @@ def _add_generation(
                 on_close=held.pop_all().close,
             )
 
-    router.add_api_route(path, generate, methods=["POST"], tags=["generation"], response_model=None)
+    path, described = GENERATION[prefix]
+    router.add_api_route(
+        path,
+        generate,
+        methods=["POST"],
+        tags=["generation"],
+        response_model=None,
+        operation_id=f"create_{prefix}",
+        openapi_extra=described,
+    )
+
+
+def _check_rights(ask: Ask, caller: TokenRecord) -> None:
+    if ask.wishes.priority > 0 and caller.role == "viewer":
+        raise forbidden("a priority above 0 needs an operator's API key", "priority")
 
 
 async def _read_ask(gateway: Gateway, request: Request, reader: Reader) -> Ask:

@@ -42,6 +42,8 @@ class Script:
     error_at: int = -1  # report an engine error instead of this index
     repeat_at: int = -1  # send this index twice
     skip_at: int = -1  # never send this index
+    answers_pings: bool = True  # False: as a stopped process, whose kernel answers for it
+    spent: dict[str, Any] = field(default_factory=dict)  # told with the end of each request
     submitted: list[dict[str, Any]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
 
@@ -92,7 +94,7 @@ class ScriptedWorker:
         try:
             hello = await read_message(reader)
             ok = hello.get("secret") == self._secret
-            reply = {"ok": ok, "model": "scripted", "rank": 0}
+            reply = {"ok": ok, "model": "scripted", "rank": 0, "answers_pings": True}
             writer.write(encode(reply | {"context_tokens": self.script.context_tokens}))
             while ok:
                 self._take(await read_message(reader), writer)
@@ -103,6 +105,10 @@ class ScriptedWorker:
             writer.close()
 
     def _take(self, message: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        if message["op"] == "ping":
+            if self.script.answers_pings:
+                writer.write(encode({"pong": 1}))
+            return
         request_id = message["id"]
         if message["op"] == "cancel":
             held = self._requests.pop(request_id, None)
@@ -128,15 +134,26 @@ class ScriptedWorker:
                     reason = "error:scripted"
                     break
                 token = self.script.token(prompt, index)
-                rows = [[request_id, index, token]]
+                rows: list[list[Any]] = [[request_id, index, token, *_likelihood(message, token)]]
                 rows *= 0 if index == self.script.skip_at else 1 + (index == self.script.repeat_at)
                 writer.write(encode({"tokens": rows, "done": []}))
                 await writer.drain()
                 if token in message["eos"]:
                     reason = "stop"
                     break
-            writer.write(encode({"tokens": [], "done": [[request_id, reason]]}))
+            spent = [[request_id, self.script.spent]] if self.script.spent else []
+            end = {"tokens": [], "spent": spent, "done": [[request_id, reason]]}
+            writer.write(encode(end))
         self._requests.pop(request_id, None)
+
+
+def _likelihood(message: dict[str, Any], token: int) -> list[dict[str, Any]]:
+    """Made-up log-probabilities when some are asked for."""
+    count = message["sampling"].get("logprobs")
+    if count is None:
+        return []
+    top = [[token + at, -0.5 - at] for at in range(count)]
+    return [{"logprob": -0.5, "top": top}]
 
 
 async def _run(args: argparse.Namespace) -> None:

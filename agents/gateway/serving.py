@@ -5,29 +5,38 @@ is then either streamed or collected. Both hold a slot until they are over, coun
 stop their workers when they are left early.
 """
 
-import asyncio
 import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from ...core.errors import MoectlError
-from .answers import END_OF_STREAM, Shape, Usage, event
-from .api_errors import ApiError, context_overflow, failed, invalid
+from .answers import ChoiceShape, Collected, Ending, Head, Shape, Usage
+from .api_errors import ApiError, failed
 from .asks import Ask
-from .choices import Choice
+from .choices import Choice, Piece, TextRules
 from .fleet import Directory
 from .link import Submission
 from .merge import merged
 from .metrics import Metrics
 from .models import Models, ServedModel
+from .prompts import token_ids, token_limit
 from .replay import Generation
+from .responses import ResponseShape
 
 log = logging.getLogger("moectl.gateway.serving")
 
-INLINE_CHARACTERS_MAX = 4096  # a longer prompt is tokenized in a thread: it takes milliseconds
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A request's two names: `id` is ours and stands in the answer, `told` is the client's."""
+
+    id: str
+    told: str
+    arrived_s: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
@@ -35,21 +44,37 @@ class Exchange:
     """One admitted request with its choices, and what it has done so far."""
 
     ask: Ask
+    name: Name
     shape: Shape
     choices: list[Choice]
     prompt_tokens: int
-    started_s: float  # monotonic
     first_text_s: float = 0.0
 
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self.prompt_tokens, sum(choice.token_count for choice in self.choices))
+        cached = sum(choice.generation.timeline.cached_tokens for choice in self.choices)
+        done = sum(choice.token_count for choice in self.choices)
+        return Usage(self.prompt_tokens, done, min(cached, self.prompt_tokens))
 
     @property
     def replays(self) -> int:
         """Changes of worker so far."""
         return sum(choice.generation.replays for choice in self.choices)
+
+    def timings(self) -> dict[str, float]:
+        """Where the time went up to now; of several choices, the longest one's."""
+        lines = [choice.generation.timeline for choice in self.choices]
+        longest = max(lines, key=lambda line: line.total_s)
+        return longest.breakdown(time.monotonic() - self.name.arrived_s)
+
+    def ending(self) -> Ending:
+        """What the last chunk, or the body, says beside the text."""
+        extension: dict[str, Any] = {"replays": self.replays}
+        if self.ask.wants_timings:
+            extension["timings"] = self.timings()
+        is_wanted = self.ask.wants_usage or self.ask.wants_timings
+        return Ending(self.usage, extension, is_wanted)
 
 
 class Service:
@@ -60,139 +85,110 @@ class Service:
         self._directory = directory
         self._metrics = metrics
 
-    async def open(self, ask: Ask, request_id: str) -> Exchange:
+    async def open(self, ask: Ask, name: Name) -> Exchange:
         """Prepare a request; raises ApiError before anything was sent to a worker."""
-        started_s = time.monotonic()
         model = await self.models.get(ask.model)
-        prompts = await _token_ids(ask, model)
-        shape = Shape(request_id, int(time.time()), ask.model, ask.is_chat)
-        exchange = Exchange(ask, shape, [], sum(map(len, prompts)), started_s)
+        prompts = await token_ids(ask, model)
+        shape = _shape(ask, model, name)
+        exchange = Exchange(ask, name, shape, [], sum(map(len, prompts)))
         for ids in prompts:
             self._add_choices(exchange, model, ids)
         return exchange
 
     def _add_choices(self, exchange: Exchange, model: ServedModel, ids: tuple[int, ...]) -> None:
         ask = exchange.ask
-        max_tokens = _token_limit(ask, model, len(ids))
-        echo = model.text.decode(ids) if ask.wants_echo else ""
-        base = secrets.randbits(62) if ask.seed is None else ask.seed
+        rules = TextRules(
+            model.text.decode,
+            ask.stops,
+            echo=model.text.decode(ids) if ask.wants_echo else "",
+            with_tokens=ask.wishes.logprobs is not None,
+        )
+        base = secrets.randbits(62) if ask.wishes.seed is None else ask.wishes.seed
         for at in range(ask.choices):
             index = len(exchange.choices)
             submission = Submission(
                 prompt=ids,
-                max_tokens=max_tokens,
-                eos=() if ask.ignores_eos else model.text.eos_ids,
-                sampling=_sampling(ask, base + at),
+                max_tokens=token_limit(ask, model, len(ids)),
+                eos=() if ask.wishes.ignores_eos else model.text.eos_ids,
+                sampling=ask.wishes.sampling(base + at),
+                priority=ask.wishes.priority,
             )
-            name = f"{exchange.shape.request_id}.{index}"
             generation = Generation(
-                self._directory, model.name, name, submission, model.replay_deadline_s
+                self._directory,
+                model.name,
+                f"{exchange.name.id}.{index}",
+                submission,
+                model.replay_deadline_s,
             )
-            choice = Choice(index, generation, model.text.decode, ask.stops, echo)
-            exchange.choices.append(choice)
+            exchange.choices.append(Choice(index, generation, rules))
 
-    async def collect(self, exchange: Exchange) -> dict[str, object]:
+    async def collect(self, exchange: Exchange) -> dict[str, Any]:
         """The whole answer at once."""
-        texts: list[list[str]] = [[] for _ in exchange.choices]
-        async with contextlib.aclosing(self._pieces(exchange)) as pieces:
-            async for choice, text in pieces:
-                if text is not None:
-                    texts[choice.index].append(text)
-        answers = [
-            ("".join(texts[choice.index]), choice.finish_reason) for choice in exchange.choices
-        ]
-        return exchange.shape.whole(answers, exchange.usage, exchange.replays)
+        answers = [Collected(choice.index) for choice in exchange.choices]
+        async with contextlib.aclosing(self._steps(exchange)) as steps:
+            async for choice, piece in steps:
+                if piece is not None:
+                    answers[choice.index].add(piece)
+        for answer, choice in zip(answers, exchange.choices, strict=True):
+            answer.reason = choice.finish_reason
+        return exchange.shape.whole(answers, exchange.ending())
 
     async def stream(self, exchange: Exchange) -> AsyncGenerator[bytes, None]:
         """The answer as server-sent events; an error after the start is an event too."""
         shape = exchange.shape
         try:
             for choice in exchange.choices:
-                opening = shape.opening(choice.index)
-                if opening is not None:
-                    yield event(opening)
-            async with contextlib.aclosing(self._pieces(exchange)) as pieces:
-                async for choice, text in pieces:
-                    if text is None:
-                        yield event(shape.ending(choice.index, choice.finish_reason))
+                for chunk in shape.opening(choice.index):
+                    yield chunk
+            async with contextlib.aclosing(self._steps(exchange)) as steps:
+                async for choice, piece in steps:
+                    if piece is None:
+                        chunks = shape.ending(choice.index, choice.finish_reason)
                     else:
-                        yield event(shape.piece(choice.index, text))
-            if exchange.ask.wants_usage:
-                yield event(shape.usage(exchange.usage, exchange.replays))
+                        chunks = shape.piece(choice.index, piece)
+                    for chunk in chunks:
+                        yield chunk
+            last = shape.closing(exchange.ending())
         except MoectlError as error:
             refusal = error if isinstance(error, ApiError) else failed(error.message)
-            log.warning("request %s ended early: %s", shape.request_id, refusal.message)
-            yield event(refusal.body())
-        yield END_OF_STREAM
+            log.warning("request %s ended early: %s", exchange.name.told, refusal.message)
+            last = shape.failure(refusal)
+        for chunk in last:
+            yield chunk
 
-    async def _pieces(self, exchange: Exchange) -> AsyncGenerator[tuple[Choice, str | None], None]:
+    async def _steps(self, exchange: Exchange) -> AsyncGenerator[tuple[Choice, Piece | None], None]:
+        is_whole = False
         try:
-            async with contextlib.aclosing(merged(exchange.choices)) as pieces:
-                async for piece in pieces:
-                    if not exchange.first_text_s and piece[1] is not None:
+            async with contextlib.aclosing(merged(exchange.choices)) as steps:
+                async for step in steps:
+                    if not exchange.first_text_s and step[1] is not None:
                         exchange.first_text_s = time.monotonic()
-                    yield piece
+                    yield step
+            is_whole = True
         finally:
-            self._count(exchange)
+            self._count(exchange, is_whole)
 
-    def _count(self, exchange: Exchange) -> None:
-        model, usage = exchange.ask.model, exchange.usage
-        self._metrics.tokens.labels(model, "prompt").inc(usage.prompt_tokens)
-        self._metrics.tokens.labels(model, "completion").inc(usage.completion_tokens)
+    def _count(self, exchange: Exchange, is_whole: bool) -> None:
+        model, usage, metrics = exchange.ask.model, exchange.usage, self._metrics
+        metrics.tokens.labels(model, "prompt").inc(usage.prompt_tokens)
+        metrics.tokens.labels(model, "cached").inc(usage.cached_tokens)
+        metrics.tokens.labels(model, "completion").inc(usage.completion_tokens)
         if exchange.replays:
-            self._metrics.replays.labels(model).inc(exchange.replays)
+            metrics.replays.labels(model).inc(exchange.replays)
         if exchange.first_text_s:
-            waited_s = exchange.first_text_s - exchange.started_s
-            self._metrics.first_token_s.labels(model).observe(waited_s)
+            waited_s = exchange.first_text_s - exchange.name.arrived_s
+            metrics.first_token_s.labels(model).observe(waited_s)
             later = usage.completion_tokens // max(len(exchange.choices), 1) - 1
             if later > 0:
                 per_token_s = (time.monotonic() - exchange.first_text_s) / later
-                self._metrics.per_token_s.labels(model).observe(per_token_s)
+                metrics.per_token_s.labels(model).observe(per_token_s)
+        if is_whole:
+            metrics.observe_phases(model, exchange.timings())
 
 
-async def _token_ids(ask: Ask, model: ServedModel) -> list[tuple[int, ...]]:
-    size = sum(len(prompt) for prompt in ask.prompts)
-    size += sum(len(message["content"]) for message in ask.messages)
-    if size <= INLINE_CHARACTERS_MAX:
-        return _encode(ask, model)
-    return await asyncio.to_thread(_encode, ask, model)
-
-
-def _encode(ask: Ask, model: ServedModel) -> list[tuple[int, ...]]:
-    """Token ids of every prompt; raises ApiError 400."""
-    if ask.is_chat:
-        try:
-            prompts = [tuple(model.text.encode_chat(ask.messages))]
-        except ValueError as error:
-            raise invalid(str(error), "messages") from error
-    else:
-        prompts = [
-            tuple(model.text.encode(prompt)) if isinstance(prompt, str) else prompt
-            for prompt in ask.prompts
-        ]
-    for ids in prompts:
-        if not ids:
-            raise invalid("the prompt is empty", "messages" if ask.is_chat else "prompt")
-        if max(ids) >= model.text.vocabulary:
-            raise invalid(f"token ids must be below {model.text.vocabulary}", "prompt")
-    return prompts
-
-
-def _token_limit(ask: Ask, model: ServedModel, prompt_tokens: int) -> int:
-    """How many tokens may be generated; raises ApiError 400 when that does not fit the context."""
-    left = model.context_tokens - prompt_tokens
-    wanted = max(left, 1) if ask.max_tokens is None else ask.max_tokens
-    if wanted > left:
-        error = context_overflow(prompt_tokens, wanted, model.context_tokens)
-        error.param = "messages" if ask.is_chat else "prompt"
-        raise error
-    return wanted
-
-
-def _sampling(ask: Ask, seed: int) -> dict[str, float | int]:
-    return {
-        "temperature": ask.temperature,
-        "top_p": ask.top_p,
-        "top_k": ask.top_k,
-        "seed": seed % (1 << 63),
-    }
+def _shape(ask: Ask, model: ServedModel, name: Name) -> Shape:
+    head = Head(name.id, int(time.time()), ask.model, ask.is_chat)
+    if ask.is_response:
+        return ResponseShape(head, ask)
+    token_bytes: Callable[[int], bytes] = model.text.token_bytes
+    return ChoiceShape(head, token_bytes, ask.wishes.logprobs is not None)

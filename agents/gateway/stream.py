@@ -7,16 +7,25 @@ the link tells the worker to cancel, so one slow reader never holds memory or ot
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 LOST = "lost"  # the connection broke: replay elsewhere
 OVERFLOW = "overflow"  # the reader is too slow
+
+
+class Told(NamedTuple):
+    """One token as the worker told it."""
+
+    number: int  # counted from 0 over the generated tokens
+    token: int
+    likelihood: dict[str, Any] | None = None  # {"logprob": float, "top": [[token, logprob], ...]}
 
 
 @dataclass(frozen=True, slots=True)
 class Bunch:
     """Tokens that came together, and the reason if they were the last."""
 
-    tokens: tuple[tuple[int, int], ...]  # (index, token)
+    tokens: tuple[Told, ...]
     done: str | None = None
 
 
@@ -25,8 +34,9 @@ class TokenStream:
 
     def __init__(self, request_id: str, tokens_max: int) -> None:
         self.request_id = request_id
+        self.spent: dict[str, Any] = {}  # the worker's own account of its time, with the end
         self._tokens_max = tokens_max
-        self._tokens: list[tuple[int, int]] = []
+        self._tokens: list[Told] = []
         self._done: str | None = None
         self._ready = asyncio.Event()
 
@@ -35,14 +45,14 @@ class TokenStream:
         """Whether the last word about this request is in."""
         return self._done is not None
 
-    def push(self, index: int, token: int) -> bool:
+    def push(self, index: int, token: int, likelihood: dict[str, Any] | None = None) -> bool:
         """Take one token; False when the mailbox overflowed and the request ended by it."""
         if self._done is not None:
             return True
         if len(self._tokens) >= self._tokens_max:
             self.finish(OVERFLOW)
             return False
-        self._tokens.append((index, token))
+        self._tokens.append(Told(index, token, likelihood))
         self._ready.set()
         return True
 

@@ -33,6 +33,7 @@ class TextModel:
     eos_ids: tuple[int, ...]
     context_tokens: int
     vocabulary: int
+    byte_of: dict[str, int]  # of a byte-level vocabulary: the byte behind each of its letters
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the tokenizer itself adds."""
@@ -53,6 +54,14 @@ class TextModel:
             raise ValueError(f"the chat template made {len(text)} characters of the messages")
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """What one token stands for; a part of a character has only its own bytes."""
+        piece = self.tokenizer.id_to_token(token) or ""
+        if self.byte_of and all(letter in self.byte_of for letter in piece):
+            return bytes(self.byte_of[letter] for letter in piece)
+        text: str = self.tokenizer.decode([token], skip_special_tokens=False)
+        return text.encode("utf-8", "replace")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -80,6 +89,7 @@ def load_text_model(folder: Path) -> TextModel:
         eos_ids=_eos_ids(tokenizer, settings, generation, config),
         context_tokens=int(text_config.get("max_position_embeddings") or 0),
         vocabulary=int(text_config.get("vocab_size") or tokenizer.get_vocab_size()),
+        byte_of=_byte_letters() if _is_byte_level(tokenizer) else {},
     )
 
 
@@ -113,6 +123,18 @@ def _eos_ids(
             return tuple(value) if isinstance(value, list) else (int(value),)
     token_id = tokenizer.token_to_id(_special_tokens(settings)["eos_token"])
     return () if token_id is None else (token_id,)
+
+
+def _is_byte_level(tokenizer: tokenizers.Tokenizer) -> bool:
+    return "ByteLevel" in json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
+
+
+def _byte_letters() -> dict[str, int]:
+    """Byte-level vocabularies write printable bytes as themselves, the others from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in printable]
+    return letters | {chr(256 + at): byte for at, byte in enumerate(others)}
 
 
 def _load_template(folder: Path, settings: dict[str, Any]) -> jinja2.Template | None:

@@ -9,8 +9,8 @@ a TCPStore, which needs a thread, is hosted by a child of its own ("spawn_store"
 
 Requests and replies are frames as the HMM's. Children live on when this process ends.
 
-    {"op":"template","folder"} -> {}                {"op":"spawn","config":{WorkerLaunch}} -> {"pid"}
-    {"op":"spawn_store","host"} -> {"pid","port"}   {"op":"ping"} -> {"pid","children","templates"}
+    {"op":"template","folder"} -> {}               {"op":"spawn","config":{WorkerLaunch}} -> {"pid"}
+    {"op":"spawn_store","host"} -> {"pid","port"}  {"op":"ping"} -> {"pid","children","templates"}
     {"op":"stop"} -> {} and the end
 """
 
@@ -28,7 +28,7 @@ from typing import Any
 
 from ...core.errors import EngineError, MoectlError, ProtocolError
 from ...memory.hmm import wire
-from ...memory.hmm.server import listening, peer_uid
+from ...memory.hmm.listener import peer_uid, take_place
 from .orders import WorkerLaunch
 
 #: Templates kept at a time. Chosen: models of one node; one template is a few megabytes.
@@ -36,7 +36,14 @@ TEMPLATES_MAX = 16
 #: A child that hosts a store must name its port in this time; binding takes milliseconds.
 STORE_READY_S = 10.0
 
-_QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+#: Set before torch is imported: one thread of arithmetic, and no native stack traces in worker logs
+#: when a group is given up on purpose.
+_QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
 
 RunWorker = Callable[[WorkerLaunch, Any], int]
 BuildTemplate = Callable[[Path], Any]
@@ -46,9 +53,14 @@ class ForkServer:
     """One selector, one thread, requests answered where they arrive."""
 
     def __init__(
-        self, listener: socket.socket, build_template: BuildTemplate, run_worker: RunWorker
+        self,
+        listener: socket.socket,
+        build_template: BuildTemplate,
+        run_worker: RunWorker,
+        own_fds: Sequence[int] = (),
     ) -> None:
         self._listener = listener
+        self._own_fds = tuple(own_fds)  # children close them: the lock must end with this process
         self._build_template = build_template
         self._run_worker = run_worker
         self._templates: dict[str, Any] = {}
@@ -151,6 +163,7 @@ class ForkServer:
         what = f"worker {launch.model} {launch.node}/{launch.device}"
         pid = self._fork(what)
         if pid == 0:
+            _name_process(f"moe {launch.model}.{launch.device}")
             _leave(lambda: self._run_worker(launch, template), Path(launch.log_path))
         return pid
 
@@ -161,6 +174,7 @@ class ForkServer:
             pid = self._fork("store")
             if pid == 0:
                 os.close(read_fd)
+                _name_process("moe store")
                 _leave(lambda: _host_store(listener, host, port, write_fd), None)
             os.close(write_fd)
         with os.fdopen(read_fd, "rb") as pipe:
@@ -187,6 +201,8 @@ class ForkServer:
         self._selector.close()
         for each in (self._listener, self._woken, self._wake, *self._readers):
             each.close()
+        for fd in self._own_fds:
+            os.close(fd)
         return 0
 
     def _reap(self) -> None:
@@ -206,7 +222,7 @@ class ForkServer:
 
 
 def _leave(run: Callable[[], int], log_path: Path | None) -> None:
-    """The rest of a child's life: its own session and log; it never returns to the server's loop."""
+    """The rest of a child's life, in a session and log of its own; never returns."""
     code = 70
     try:
         os.setsid()
@@ -225,6 +241,12 @@ def _leave(run: Callable[[], int], log_path: Path | None) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _name_process(name: str) -> None:
+    """What `ps` and `top` show instead of the fork server's name; 15 characters are kept."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name[:15], encoding="utf-8")
 
 
 def _host_store(listener: socket.socket, host: str, port: int, ready_fd: int) -> int:
@@ -268,8 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ready-fd", type=int)
     options = parser.parse_args(argv)
     try:
-        with listening(options.socket) as listener:
-            server = ForkServer(listener, *_import_engine())
+        with contextlib.closing(take_place(options.socket)) as place:
+            server = ForkServer(place.listener, *_import_engine(), own_fds=(place.lock,))
             gc.collect()
             gc.freeze()
             if options.ready_fd is not None:

@@ -7,12 +7,12 @@ import typer
 if TYPE_CHECKING:
     from ..render import Listing
 
-KINDS_HELP = "nodes, models, workers, transitions, events or pages"
+KINDS_HELP = "nodes, models, workers, transitions, events, pages or engines"
 
 
 def complete_kind(incomplete: str) -> list[str]:
     """Kinds for shell completion."""
-    kinds = ("nodes", "models", "workers", "transitions", "events", "pages")
+    kinds = ("nodes", "models", "workers", "transitions", "events", "pages", "engines")
     return [kind for kind in kinds if kind.startswith(incomplete)]
 
 
@@ -20,13 +20,16 @@ def get(
     kind: Annotated[str, typer.Argument(help=KINDS_HELP, autocompletion=complete_kind)],
     name: Annotated[str | None, typer.Argument(help="Only the one of this name.")] = None,
     output: Annotated[
-        str, typer.Option("-o", "--output", help="table, json, yaml or name.")
+        str, typer.Option("-o", "--output", help="table, wide, json, yaml or name.")
     ] = "table",
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Then print every change until interrupted.")
     ] = False,
+    show_owner: Annotated[
+        bool, typer.Option("--show-owner", help="Of models: every field of the spec, and whose.")
+    ] = False,
 ) -> None:
-    """List nodes, models, workers, transitions, events or memory pages.
+    """List nodes, models, workers, transitions, events, memory pages or engines.
 
     \b
     Examples:
@@ -34,15 +37,28 @@ def get(
       moectl get nodes -o json
       moectl get transitions --watch
       moectl get pages n1/d0
+      moectl get engines
+      moectl get models chat --show-owner
     """
     from ..instance import connect
-    from ..listings import kind_of, listing_of
+    from ..listings import engines, kind_of, listing_of, only
     from ..render import check_format, print_listing
+    from ..staleness import warn_if_stale
 
     wanted, shown_as = kind_of(kind), check_format(output)
+    if wanted == "engines":  # what this version can do: no fleet has to run
+        print_listing(only(engines(), name), shown_as)
+        return
+    if show_owner:
+        from ..owners import print_owners
+
+        print_owners(wanted, name, shown_as)
+        return
     with connect() as client:
         if not watch:
-            print_listing(listing_of(client.fleet(), wanted, name), shown_as)
+            fleet = client.fleet()
+            warn_if_stale(fleet)
+            print_listing(listing_of(fleet, wanted, name), shown_as)
             return
         seen: dict[str, str] = {}
         for fleet in client.watch():

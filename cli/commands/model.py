@@ -1,7 +1,7 @@
 """`moectl model`: train the demo model, make a random one, read what a checkpoint is."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -90,7 +90,7 @@ def init(
     with open_progress() as progress:
 
         def tell(done: int, total: int) -> None:
-            progress.start("weights", f"{100 * done // total} % of {format_bytes(total)}")
+            progress.start("weights", f"{10 * (10 * done // total)} % of {format_bytes(total)}")
 
         total = write_random_model(out, shape, shard_bytes=shard_bytes, report=tell)
         progress.end("weights", "ok", format_bytes(total))
@@ -98,35 +98,29 @@ def init(
 
 
 def facts(
-    folder: Annotated[Path, typer.Argument(help="Folder of a checkpoint.")],
+    path: Annotated[
+        str, typer.Argument(help="Checkpoint folder, config.json, model card or card name.")
+    ],
     output: Annotated[str, typer.Option("-o", "--output", help="text, json or yaml.")] = "text",
 ) -> None:
-    """Print what a checkpoint is in numbers: layers, experts, bytes.
+    """Print what a model is in numbers: layers, parameters, experts, bytes of cache.
+
+    A folder with weights is counted from its tensors too; a config.json or a card is enough for
+    planning.
 
     \b
     Examples:
       moectl model facts clusters/models/demo
-      moectl model facts ./big -o json
+      moectl model facts deepseek-v3
+      moectl model facts ./config.json -o json
     """
-    import dataclasses
-
     from ...core.errors import UsageError
-    from ...core.facts import read_model_facts
+    from ..model_numbers import numbers
     from ..render import print_data
 
     if output not in ("text", "json", "yaml"):
         raise UsageError(f"-o {output}: not a format", next_step="use text, json or yaml")
-    model = read_model_facts(folder)
-    plain: dict[str, Any] = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in dataclasses.asdict(model).items()
-    }
-    plain["expert_bytes"] = {"bfloat16": model.expert_bytes(2), "float32": model.expert_bytes(4)}
-    plain["shared_bytes"] = {"bfloat16": model.shared_bytes(2), "float32": model.shared_bytes(4)}
-    plain["kv_bytes_per_token"] = {
-        "bfloat16": model.kv_bytes_per_token(2),
-        "float32": model.kv_bytes_per_token(4),
-    }
+    plain = numbers(path)
     if output == "text":
         for key, value in plain.items():
             print(f"{key:22} {value}")

@@ -1,5 +1,7 @@
 """`moectl scale`: spread a model's experts over another number of devices, while it serves."""
 
+import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,7 +28,7 @@ def scale(
     experts: Annotated[
         str,
         typer.Option("--experts", "-e", help="N devices, or +K or -K from the width declared now."),
-    ],
+    ] = "",
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Show the phases until it is done.")
     ] = True,
@@ -35,6 +37,15 @@ def scale(
         bool, typer.Option("--dry-run", help="Show the plan; change nothing.")
     ] = False,
     output: Annotated[str, typer.Option("-o", "--output", help="text, json or yaml.")] = "text",
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="Undo the change that is being prepared.")
+    ] = False,
+    take: Annotated[
+        bool, typer.Option("--take", help="Take the field from gitops or the autoscaler.")
+    ] = False,
+    write: Annotated[
+        str, typer.Option("--write", help="Change this YAML file instead of the fleet.")
+    ] = "",
 ) -> None:
     """Spread the routed experts of every layer over N devices, live: no request is dropped.
 
@@ -46,7 +57,33 @@ def scale(
       moectl scale chat --experts +1 --no-wait
       moectl scale chat --experts -2 --dry-run
       moectl scale chat --experts 3 -o json
+      moectl scale chat --cancel
+      moectl scale chat --experts 4 --write clusters/chat.yaml
     """
+    from ..scale_ways import cancel_running, write_width
+
+    if cancel:
+        cancel_running(model)
+        return
+    if write:
+        write_width(write, model, experts, dry_run=dry_run)
+        return
+    _scale(model, experts, Choices(wait, timeout, dry_run, output, take))
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """The options of one call."""
+
+    wait: bool
+    timeout: float
+    dry_run: bool
+    output: str
+    take: bool
+
+
+def _scale(model: str, experts: str, choices: Choices) -> None:
+    """Ask the controller, and show how it goes."""
     import uuid
 
     from ..instance import connect
@@ -56,31 +93,42 @@ def scale(
     wanted = check_width_text(experts)
     with connect() as client:
         operation_id = f"scale-{uuid.uuid4().hex[:12]}"
-        answer = client.scale(model, wanted, operation_id=operation_id, dry_run=dry_run)
+        answer = client.scale(
+            model,
+            wanted,
+            operation_id=operation_id,
+            dry_run=choices.dry_run,
+            take=choices.take,
+        )
         plan = answer.get("plan") or {}
-        if output == "text":
+        if choices.output == "text":
             _print(plan_lines(answer))
-        if dry_run or not wait or is_settled(client.fleet(), answer):
-            if output != "text":
-                print_data(answer, output)
+        if choices.dry_run or not choices.wait or is_settled(client.fleet(), answer):
+            if choices.output != "text":
+                print_data(answer, choices.output)
             return
-        ended = _follow(client, str(answer["operation_id"]), timeout)
-        if output == "text":
+        ended = _follow(client, str(answer["operation_id"]), choices.timeout)
+        if choices.output == "text":
             _print(summary_lines(ended))
         else:
             from ...core.records import to_plain
 
-            print_data(to_plain(ended) | {"plan": plan}, output)
+            print_data(to_plain(ended) | {"plan": plan}, choices.output)
 
 
 def _follow(client: Any, operation_id: str, timeout: float) -> "TransitionView":
-    """Show the phases until the end."""
+    """Show the phases until the end; Ctrl-C leaves the operation running, and says so."""
     from ..progress import open_progress
     from ..scaling import tell_phases
     from ..waiting import wait_transition
 
-    with open_progress() as progress:
-        return wait_transition(client, operation_id, timeout, tell_phases(progress))
+    try:
+        with open_progress() as progress:
+            return wait_transition(client, operation_id, timeout, tell_phases(progress))
+    except KeyboardInterrupt:
+        text = f"the change goes on; `moectl get transitions {operation_id}` shows how far it is"
+        print(text, file=sys.stderr)
+        raise
 
 
 def _print(lines: list[str]) -> None:

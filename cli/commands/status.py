@@ -43,7 +43,7 @@ def status(
         print_data(_plain(instance, parts, fleet, problem), output)
     if problem or any(part["state"] != "running" for part in parts):
         raise typer.Exit(1)
-    if fleet and not all(model.is_ready for model in fleet.models):
+    if fleet and not all(model.is_whole for model in fleet.models):
         raise typer.Exit(1)
 
 
@@ -67,13 +67,22 @@ def _parts(home: "Home", instance: "Instance") -> list[dict[str, Any]]:
 
 
 def _look(home: "Home") -> "tuple[FleetView | None, str]":
+    from ..fleet_view import fleet_from_plain
     from ..instance import connect
+    from ..listings import format_age
+    from ..staleness import last_known, remember, stale_text
 
     try:
         with connect(home) as client:
-            return client.fleet(), ""
+            plain = client.get("fleet")
     except MoectlError as error:
-        return None, error.message
+        kept = last_known(home)
+        if kept is None:
+            return None, error.message
+        return kept[0], f"{error.message}\nshown as last seen, {format_age(kept[1])} ago"
+    remember(home, plain)
+    fleet = fleet_from_plain(plain)
+    return fleet, stale_text(fleet)
 
 
 def _print_parts(instance: "Instance", parts: list[dict[str, Any]]) -> None:
@@ -98,6 +107,8 @@ def _print_fleet(fleet: "FleetView | None", problem: str) -> None:
     if fleet is None:
         print(f"\nnodes and models are unknown: {problem}")
         return
+    if problem:
+        print(f"\n{problem}")
     print()
     print_listing(nodes(fleet), "table")
     if fleet.missing_nodes:

@@ -141,7 +141,19 @@ def is_good(report: Mapping[str, Any]) -> bool:
 def summary_lines(report: Mapping[str, Any]) -> list[str]:
     """The report for a person."""
     requests, kill = report["requests"], report["worker_kill"]
-    rows = [("scale", "ready", "longest gap", "steady p99", "replay gap", "moved", "least", "peak")]
+    rows = [
+        (
+            "scale",
+            "ready",
+            "longest gap",
+            "steady p99",
+            "replay gap",
+            "moved",
+            "least",
+            "peak",
+            "cross node",
+        )
+    ]
     for scale in report["scales"]:
         rows.append(
             (
@@ -153,6 +165,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
                 format_bytes(scale["bytes_moved"]),
                 format_bytes(scale["bytes_lower_bound"]),
                 f"{scale['peak_bytes_ratio']:.2f}x",
+                f"{scale['steps_cross_node']} steps",
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -8,7 +8,7 @@ second would miss the peak of a transition.
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from ...memory.hmm.client import HmmClient
 from .metrics import Window
 
 EVERY_S = 0.1
+
+Usage = Sequence[dict[str, object]]  # the HMM's answer: one entry per device
+Measure = Callable[[Usage], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +31,12 @@ class Sample:
 
 
 class Residency:
-    """Samples in a thread until `stop`."""
+    """Samples in a thread until `stop`; of experts, or of what `measure` finds in a usage."""
 
-    def __init__(self, sockets: Sequence[Path], model: str) -> None:
+    def __init__(self, sockets: Sequence[Path], model: str, measure: Measure | None = None) -> None:
         self.samples: list[Sample] = []
         self._sockets = tuple(sockets)
-        self._owner = f"{model}/experts"
+        self._measure = measure or (lambda usage: expert_bytes(usage, f"{model}/experts"))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="residency", daemon=True)
 
@@ -51,7 +54,7 @@ class Residency:
             clients = [stack.enter_context(HmmClient(path, "demo")) for path in self._sockets]
             while not self._stop.wait(EVERY_S):
                 try:
-                    total = sum(expert_bytes(c.usage(), self._owner) for c in clients)
+                    total = sum(self._measure(c.usage()) for c in clients)
                 except MoectlError:
                     return  # a node ended: what was seen until now stands
                 self.samples.append(Sample(time.time(), total))

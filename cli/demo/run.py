@@ -82,7 +82,7 @@ def _play(home: Home, options: DemoOptions, model: str, evidence: Evidence, view
         instance = bring_up(home, up, view).instance
         evidence.startup_s = time.monotonic() - began
         with ApiClient(instance.api_url, read_token(home)) as client:
-            _act(home, instance, client, options, model, evidence, view)
+            _act(_Stage(home, instance, client, options, view), model, evidence)
     finally:
         with shielded():
             view.stage("take the fleet down")
@@ -91,17 +91,21 @@ def _play(home: Home, options: DemoOptions, model: str, evidence: Evidence, view
                 evidence.leaked = len(processes_of_instance(instance.instance))
 
 
-def _act(
-    home: Home,
-    instance: Instance,
-    client: ApiClient,
-    options: DemoOptions,
-    model: str,
-    evidence: Evidence,
-    view: DemoView,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """Where the demo plays: a running fleet, how to reach it, and where it is shown."""
+
+    home: Home
+    instance: Instance
+    client: ApiClient
+    options: DemoOptions
+    view: DemoView
+
+
+def _act(stage: _Stage, model: str, evidence: Evidence) -> None:
     """Everything that happens while the fleet is up."""
-    target = Target(instance.gateway_url, read_token(home), model)
+    instance, options, view = stage.instance, stage.options, stage.view
+    target = Target(instance.gateway_url, read_token(stage.home), model)
     traffic = Traffic(target, _chat_options(options))
     view.follow(traffic)
     view.stage("talk without scaling, to know what every answer must be")
@@ -113,12 +117,12 @@ def _act(
             next_step="`moectl demo --keep-logs DIR` keeps the logs of all parts",
         )
     evidence.reference = {(t.conversation, t.turn): t.text for t in reference}
-    sockets = [home.node(str(node["name"])).hmm_socket for node in instance.nodes]
+    sockets = [stage.home.node(str(node["name"])).hmm_socket for node in instance.nodes]
     residency = Residency(sockets, model)
     residency.start()
     traffic.start()
     try:
-        scenario = Scenario(client, model, instance.instance, view.stage, view.phase)
+        scenario = Scenario(stage.client, model, instance.instance, view.stage, view.phase)
         evidence.scales = scenario.scales()
         evidence.kill = scenario.kill_one()
         scenario.rest()
@@ -152,17 +156,18 @@ def _model_of(spec: str) -> str:
 def _private_home(options: DemoOptions) -> Iterator[Home]:
     """A home of its own, removed at the end; the logs stay when something went wrong."""
     folder = Path(tempfile.mkdtemp(prefix="moectl-demo-"))
+    is_kept = False
     try:
         yield Home(folder)
-    except BaseException:
-        if options.keep_logs is None and any(folder.rglob("*.log")):
+    except MoectlError:  # not on Ctrl-C: nobody reads the logs of what they stopped themselves
+        is_kept = options.keep_logs is None and any(folder.rglob("*.log"))
+        raise
+    finally:
+        _save_logs(folder, options.keep_logs)
+        if is_kept:
             print(f"the logs of the demo's fleet are kept in {folder}", file=sys.stderr)
         else:
-            _save_logs(folder, options.keep_logs)
             shutil.rmtree(folder, ignore_errors=True)
-        raise
-    _save_logs(folder, options.keep_logs)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _save_logs(folder: Path, target: Path | None) -> None:

@@ -19,7 +19,6 @@ from ..fleet_view import FleetView, TransitionView
 from .metrics import Window
 from .report import KillRun, ScaleRun
 
-WIDTHS = (4, 3, 2)
 QUIET_S = 5.0  # a steady percentile needs some hundreds of gaps
 SETTLE_S = 0.7  # after a change, before the quiet time counts
 SCALE_DEADLINE_S = 90.0
@@ -45,7 +44,7 @@ class Scenario:
         """All scales, each with the quiet time before and after it."""
         runs: list[ScaleRun] = []
         before = self._quiet()
-        for width in WIDTHS:
+        for width in self._widths():
             transition = self._scale(width)
             after = self._quiet()
             runs.append(ScaleRun(transition, transition_window(transition), before, after))
@@ -68,6 +67,14 @@ class Scenario:
     def rest(self) -> None:
         """Some more quiet service, so that the last requests are seen to end well."""
         self._quiet()
+
+    def _widths(self) -> tuple[int, ...]:
+        fleet = self._client.fleet()
+        model = fleet.model(self._model)
+        if model is None or model.status is None:
+            raise MoectlError(f"model {self._model} is not there any more")
+        devices = sum(len(node.devices) for node in fleet.nodes)
+        return widths_of(model.status.effective_width, devices)
 
     def _quiet(self) -> Window:
         time.sleep(SETTLE_S)
@@ -124,9 +131,23 @@ class Scenario:
 
     def _is_whole(self, fleet: FleetView, killed: WorkerRecord) -> bool:
         model = fleet.model(self._model)
-        if model is None or not model.is_ready:
-            return False
-        return all(w.pid != killed.pid for w in model.workers if w.state is WorkerState.SERVING)
+        return (
+            model is not None
+            and model.is_whole
+            and all(w.pid != killed.pid for w in model.workers if w.state is WorkerState.SERVING)
+        )
+
+
+def widths_of(start: int, devices: int) -> tuple[int, ...]:
+    """Where the demo goes from a width: twice as wide, one less, and back; 2 -> 4 -> 3 -> 2.
+
+    Stays within the devices and leaves out what would change nothing.
+    """
+    widest = min(2 * start, devices)
+    wanted = (widest, max(1, widest - 1), start)
+    return tuple(
+        width for before, width in zip((start, *wanted), wanted, strict=False) if width != before
+    )
 
 
 def transition_window(transition: TransitionView) -> Window:

@@ -149,9 +149,9 @@ class LiveView:
 
         table = Table(box=None, padding=(0, 1), show_header=False)
         for speaker in speakers:
-            tail = speaker.tail.replace("\n", "⏎")[-COLUMNS_OF_TEXT:]
+            tail = " ".join(speaker.tail.split())[-COLUMNS_OF_TEXT:]
             numbers = f"{speaker.tokens} tokens"
-            notes = f"{speaker.replays} replays" if speaker.replays else ""
+            notes = f"replayed {speaker.replays}x" if speaker.replays else ""
             if speaker.failures:
                 notes += f" {speaker.failures} FAILED"
             table.add_row(

@@ -65,6 +65,6 @@ def cells_of(amounts: Sequence[int], width: int) -> tuple[int, ...]:
         index = max(range(len(cells)), key=lambda i: (exact[i] - cells[i], -i))
         cells[index] += 1
     while sum(cells) > width:
-        index = max(range(len(cells)), key=lambda i: (cells[i] - exact[i], cells[i], -i))
+        index = max(range(len(cells)), key=lambda i: (cells[i] > 1, cells[i] - exact[i], -i))
         cells[index] -= 1
     return tuple(cells)

@@ -37,7 +37,7 @@ def sample_answer(
         "at": NOW + tick,
         "nodes": [_node(name, devices, serving) for name in ("n1", "n2")],
         "missing_nodes": [],
-        "models": [_model(width, serving, phase, tick, devices, layers, experts)],
+        "models": [_model(width, phase, tick, devices[:serving], (layers, experts))],
         "transitions": [_created(), _change(width, phase)] if width != 2 else [_created()],
         "events": _events(width, phase),
         "endpoints": {"controller": "http://127.0.0.1:8401", "gateway": "http://127.0.0.1:8400"},
@@ -75,8 +75,10 @@ def _usage(device: str, is_used: bool, serving: int) -> dict[str, Any]:
 
 
 def _model(
-    width: int, serving: int, phase: str, tick: int, devices: list[str], layers: int, experts: int
+    width: int, phase: str, tick: int, devices: list[str], shape: tuple[int, int]
 ) -> dict[str, Any]:
+    """`devices` are those that serve; `shape` is (layers, experts)."""
+    serving, (layers, experts) = len(devices), shape
     is_running = width != 2 and phase not in ("done", "forfeited")
     owners = [[[(e * serving) // experts] for e in range(experts)] for _ in range(layers)]
     return {
@@ -87,7 +89,7 @@ def _model(
         "placement": {
             "model": "chat",
             "epoch": serving,
-            "ranks": devices[:serving],
+            "ranks": devices,
             "owners": owners,
             "instances": [1] * serving,
         },
@@ -172,9 +174,8 @@ def _stats(
 def _created() -> dict[str, Any]:
     begin = NOW - 290.0
     times = {"prepare": begin, "commit": begin + 2.1, "retire": begin + 2.2, "done": begin + 2.3}
-    return _transition(
-        "up-1", "create", 0, 2, begin, times, {"pause_ms": 0.0, "bytes_moved": 9437184.0}
-    )
+    actual = {"pause_ms": 0.0, "bytes_moved": 9437184.0}
+    return _transition("up-1", "create", (0, 2), times, actual) | {"accepted_at": begin}
 
 
 def _change(width: int, phase: str) -> dict[str, Any]:
@@ -186,26 +187,26 @@ def _change(width: int, phase: str) -> dict[str, Any]:
     actual = {"bytes_moved": 4718592.0, "pause_ms": 6.2} if reached >= 3 else {}
     if phase == "forfeited":
         times |= {"forfeit": begin + 1.5, "forfeited": begin + 1.7}
-    return _transition("scale-2", "scale", 2, width, begin, times, actual) | {"phase": phase}
+    changed = {"phase": phase, "accepted_at": begin, "deadline_at": begin + 60.0}
+    return _transition("scale-2", "scale", (2, width), times, actual) | changed
 
 
 def _transition(
     name: str,
     kind: str,
-    before: int,
-    after: int,
-    accepted: float,
+    widths: tuple[int, int],
     times: dict[str, float],
     actual: dict[str, float],
 ) -> dict[str, Any]:
+    accepted = times["prepare"]
     return {
         "operation_id": name,
         "model": "chat",
         "kind": kind,
         "phase": "done",
         "generation": 2,
-        "from_width": before,
-        "to_width": after,
+        "from_width": widths[0],
+        "to_width": widths[1],
         "accepted_at": accepted,
         "phase_at": times,
         "deadline_at": accepted + 60.0,

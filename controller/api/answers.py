@@ -48,10 +48,16 @@ class UnauthenticatedError(AuthError):
     """No token or an unknown one: 401, where a known one that may not is 403."""
 
 
+class TooManyError(MoectlError):
+    """More in hand than the API takes: 429, nothing was done."""
+
+
 def status_of(error: MoectlError) -> int:
     """The HTTP status that an error means."""
     if isinstance(error, UnauthenticatedError):
         return 401
+    if isinstance(error, TooManyError):
+        return 429
     return next(status for cls, status in STATUS if isinstance(error, cls))
 
 
@@ -77,6 +83,8 @@ def body_of(error: MoectlError) -> dict[str, Any]:
 def answer(error: MoectlError) -> JSONResponse:
     """The whole answer."""
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthenticatedError) else None
+    if isinstance(error, TooManyError):
+        headers = {"Retry-After": "1"}
     return JSONResponse(body_of(error), status_of(error), headers)
 
 

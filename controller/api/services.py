@@ -13,6 +13,7 @@ from typing import Any
 
 from ...core.clock import Clock
 from ...core.errors import ConflictError, DeadlineError, StoreAmbiguousError
+from ...core.records import TokenRecord
 from .. import views
 from ..admission import Ground
 from ..commit import Committer
@@ -20,7 +21,9 @@ from ..config import Limits
 from ..intents import Accepted
 from ..loop import Loop, read_facts
 from ..model_facts import FactsReader, FactsSource
-from ..observe import Mirror
+from ..observe import Mirror, Snapshot
+from ..tenancy import sees_all, visible
+from .audit import Sink
 
 TRIES_MAX = 5  # losing five races in a row means that something writes without pause
 REACH_S = 2.0  # for our own write to be visible to the next read of the same client
@@ -39,17 +42,24 @@ class Services:
     loop: Loop | None = None
     facts: FactsSource = field(default_factory=FactsReader)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    _fleet: tuple[int, bytes] = (-1, b"")
+    audit: Sink | None = None  # None: the log
+    _fleet: dict[str, tuple[int, bytes]] = field(default_factory=dict)  # by tenant; "": all
 
-    def fleet_json(self) -> bytes:
-        """The FleetView of the newest snapshot; encoded once for all who watch."""
-        version = self.mirror.version
-        if self._fleet[0] != version:
-            snapshot = self.mirror.snapshot()
+    def fleet_json(self, token: TokenRecord) -> bytes:
+        """The FleetView that a token may see; encoded once for all of its tenant who watch."""
+        version, scope = self.mirror.version, "" if sees_all(token) else token.tenant
+        kept = self._fleet.get(scope)
+        if kept is None or kept[0] != version:
+            snapshot = visible(self.mirror.snapshot(), token)
             view = views.fleet(snapshot, self.cluster, self.clock.now(), self.limits)
-            view["unreadable"] = dict(sorted(self.mirror.unreadable.items()))
-            self._fleet = (version, json.dumps(view, separators=(",", ":")).encode())
-        return self._fleet[1]
+            view["unreadable"] = dict(sorted(self.mirror.unreadable.items())) if not scope else {}
+            kept = (version, json.dumps(view, separators=(",", ":")).encode())
+            self._fleet[scope] = kept
+        return f'{{"store_age_s":{self.mirror.age_s()},'.encode() + kept[1][1:]
+
+    def seen_by(self, token: TokenRecord) -> Snapshot:
+        """The newest picture, less what the token may not see: what every read answers from."""
+        return visible(self.mirror.snapshot(), token)
 
     async def ground(self, *folders: str) -> Ground:
         """The newest snapshot with the facts of its models, and of the folders given."""

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .types import Bytes, Count, Duration, FolderPath, SpecModel
+from .patterns import count_schema
+from .types import Bytes, Duration, FolderPath, SpecModel, WholeCount
 from .values import Finding, child, quantity
 
 WIDTH_MAX = 4096  # ranks; owner tables grow with it
@@ -39,12 +40,14 @@ class MemorySpec(SpecModel):
 class EngineSpec(SpecModel):
     """Limits of one rank; every queue and batch in the engine has one of these as its end."""
 
-    max_batch_tokens: Annotated[Count, Field(ge=4, le=2**20)] = 128
-    max_requests: Annotated[Count, Field(ge=1, le=65536)] = 64
-    prefill_chunk: Annotated[Count, Field(ge=1, le=2**20)] = 64
+    max_batch_tokens: Annotated[WholeCount, Field(ge=4, le=2**20), count_schema(4, 2**20)] = 128
+    max_requests: Annotated[WholeCount, Field(ge=1, le=65536), count_schema(1, 65536)] = 64
+    prefill_chunk: Annotated[WholeCount, Field(ge=1, le=2**20), count_schema(1, 2**20)] = 64
     kv_block_tokens: Annotated[int, Field(ge=1, le=1024)] = 16
-    max_context: Annotated[Count, Field(ge=1)] | None = None  # the model's own when None
+    # The model's own when None.
+    max_context: Annotated[WholeCount, Field(ge=1), count_schema(1)] | None = None
     dtype: DtypeChoice = "auto"
+    prefix_cache: bool = True  # requests that begin alike share KV blocks; changes no bit
 
 
 class SloSpec(SpecModel):

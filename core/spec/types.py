@@ -59,6 +59,12 @@ def _count(value: Any) -> int:
         raise mistake(error.reason, error.fix) from error
 
 
+def _whole_text(value: Any) -> Any:
+    if isinstance(value, str) and "." in value:
+        raise mistake(f"{value!r} has a fraction", "write a whole number, such as 1536 or 3Ki")
+    return value
+
+
 def _duration(value: Any) -> float:
     try:
         seconds = parse_duration_s(value)
@@ -102,11 +108,13 @@ def _schema(pattern: str, example: str) -> WithJsonSchema:
 Bytes = Annotated[
     int,
     BeforeValidator(_bytes),
-    _schema(r"^[0-9]+(\.[0-9]+)?\s*([KMGT]iB|[kKMGT]?B)?$", "64GiB"),
+    _schema(r"^\s*[0-9]+(\.[0-9]+)?\s*([KMGT]iB|[kKMGT]?B)?\s*$", "64GiB"),
 ]
 Count = Annotated[
     int, BeforeValidator(_count), _schema(r"^[0-9]+(\.[0-9]+)?\s*([KMG]i|[kKMG])?$", "1Mi")
 ]
+# A count within bounds. Text has no fraction there: the schema says the bounds by a pattern.
+WholeCount = Annotated[Count, BeforeValidator(_whole_text)]
 Duration = Annotated[
     float,
     BeforeValidator(_duration),
@@ -114,7 +122,7 @@ Duration = Annotated[
     WithJsonSchema(
         {
             "type": "string",
-            "pattern": r"^([0-9]+(\.[0-9]+)?\s*(ns|us|ms|s|m|h|d)\s*)+$",
+            "pattern": r"^(?=.*[1-9])\s*([0-9]+(\.[0-9]+)?\s*(ns|us|ms|s|m|h|d)\s*)+$",
             "examples": ["80ms"],
         }
     ),
@@ -126,5 +134,14 @@ Name = Annotated[
         {"type": "string", "pattern": f"^{NAME_PATTERN}$", "maxLength": NAME_LENGTH_MAX}
     ),
 ]
-Address = Annotated[str, AfterValidator(_address)]
-FolderPath = Annotated[str, AfterValidator(_path)]
+_OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+Address = Annotated[
+    str,
+    AfterValidator(_address),
+    WithJsonSchema({"type": "string", "pattern": f"^({_OCTET}\\.){{3}}{_OCTET}$"}),
+]
+FolderPath = Annotated[
+    str,
+    AfterValidator(_path),
+    WithJsonSchema({"type": "string", "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"}),
+]

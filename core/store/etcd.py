@@ -17,13 +17,16 @@ from ..clock import SystemClock
 from ..errors import CompactedError, LeaseLostError, StoreError, StoreUnavailableError
 from . import election
 from . import etcd_wire_pb2 as wire
-from .etcd_connection import Connection, OutOfRangeError, Stream
+from .etcd_connection import Connection, Stream
+from .etcd_failures import OutOfRangeError
 from .etcd_messages import (
+    ALARM,
     COMPACT,
     DELETE,
     LEASE_GRANT,
     LEASE_KEEP_ALIVE,
     LEASE_REVOKE,
+    MEMBER_LIST,
     PUT,
     RANGE,
     STATUS,
@@ -48,6 +51,7 @@ from .protocol import (
     check_transaction,
     to_bytes,
 )
+from .security import EtcdSecurity
 
 PAGE_KEYS = 128  # of at most 1 MiB each: a page stays under the connection's message limit
 LISTING_ATTEMPTS = 3  # a listing whose pages straddle a compaction starts again
@@ -60,14 +64,45 @@ class ServerStatus:
     version: str
     db_bytes: int
     has_leader: bool
-    alarms: tuple[str, ...]
+    alarms: tuple[str, ...]  # "NOSPACE": full, no writes; "CORRUPT": members differ
+    members: int = 1
+
+    def warnings(self) -> list[str]:
+        """What an operator should act on, as sentences; empty when there is nothing."""
+        found = []
+        if not self.has_leader:
+            found.append("etcd has no leader: more than half of its members must be up")
+        if "NOSPACE" in self.alarms:
+            found.append("etcd is full (NOSPACE): compact, defragment, `etcdctl alarm disarm`")
+        if "CORRUPT" in self.alarms:
+            found.append("etcd members hold different data (CORRUPT): restore from a good member")
+        if self.members > 1 and _numbers(self.version) < SAFE_VERSION:
+            found.append(
+                f"etcd {self.version} with {self.members} members can lose agreement between them"
+                f" after a crash; use {'.'.join(map(str, SAFE_VERSION))} or newer"
+            )
+        return found
+
+
+ALARM_NAMES = {1: "NOSPACE", 2: "CORRUPT"}
+SAFE_VERSION = (3, 5, 6)  # 3.5.0 to 3.5.5 can leave members with different data after a crash
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.partition("-")[0].split(".")
+    return tuple(int(part) for part in parts if part.isdecimal())
 
 
 class EtcdStore:
     """The contract of `protocol.Store` on etcd 3.4 or newer. Use it in one event loop."""
 
-    def __init__(self, endpoints: Sequence[str], deadline_s: float = 5.0) -> None:
-        self._connection = Connection(endpoints, deadline_s)
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        deadline_s: float = 5.0,
+        security: EtcdSecurity | None = None,
+    ) -> None:
+        self._connection = Connection(endpoints, deadline_s, security)
         self._clock = SystemClock()
         self._watches: weakref.WeakSet[EtcdWatch] = weakref.WeakSet()
         self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
@@ -186,10 +221,16 @@ class EtcdStore:
             raise await self._why_out_of_range(revision, error) from error
 
     async def status(self) -> ServerStatus:
-        """What the member that answers says of itself; for `doctor`."""
+        """What the member that answers says of itself and of its cluster; for `doctor`."""
         response = await self._connection.read(STATUS, wire.StatusRequest())
+        members = await self._connection.read(MEMBER_LIST, wire.MemberListRequest())
+        alarms = await self._connection.read(ALARM, wire.AlarmRequest())
         return ServerStatus(
-            response.version, response.db_size, response.leader != 0, tuple(response.errors)
+            response.version,
+            response.db_size,
+            response.leader != 0,
+            tuple(sorted({ALARM_NAMES.get(item.alarm, "UNKNOWN") for item in alarms.alarms})),
+            len(members.members),
         )
 
     async def close(self) -> None:

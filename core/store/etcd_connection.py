@@ -1,19 +1,22 @@
 """How does a request reach etcd within a deadline, and what does a failure mean?
 
 Everything that is grpc's lives here: channels, states, status codes. Above this file there are only
-our errors. Three rules:
+our errors. Four rules:
 
 - A request is handed to a channel only once that channel is connected. So a request that failed
   before was certainly not sent (StoreUnavailableError), and a write that failed after may have
   happened (StoreAmbiguousError). Only what is safe to send twice is sent twice.
 - Every wait has an end. A server that accepts and never answers (a stopped process, a dead network)
   costs one deadline, then the next endpoint is tried.
+- TLS, mutual TLS and etcd's user are settings of `security`; a token that etcd finds too old is
+  asked for again.
 - Channels belong to the event loop of the first use, so a client can be built outside any loop.
 """
 
 import asyncio
 import contextlib
 import time
+import weakref
 from collections.abc import Awaitable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -21,15 +24,16 @@ import grpc
 import grpc.aio
 
 from ..errors import (
-    AuthError,
-    LeaseLostError,
     MoectlError,
     StoreAmbiguousError,
     StoreError,
+    StoreNoLeaderError,
     StoreUnavailableError,
-    UsageError,
 )
-from .etcd_messages import Method
+from . import etcd_wire_pb2 as wire
+from .etcd_failures import StaleTokenError, translate
+from .etcd_messages import AUTHENTICATE, Method
+from .security import EtcdSecurity, parse_endpoints
 
 T = TypeVar("T")
 
@@ -51,32 +55,21 @@ CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # two stores in a process share no connection
 )
 
-_NO_ANSWER = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.ABORTED,
-    }
-)
-
-
-class OutOfRangeError(StoreError):
-    """etcd refused a revision: compacted or in the future. The caller finds out which."""
-
 
 class Connection:
-    """The way to a set of endpoints ("host:port"), of which one is used at a time."""
+    """The way to a set of endpoints, of which one is used at a time."""
 
-    def __init__(self, endpoints: Sequence[str], deadline_s: float) -> None:
-        if not endpoints:
-            raise UsageError("no etcd endpoint was given", next_step="give at least one host:port")
+    def __init__(
+        self, endpoints: Sequence[str], deadline_s: float, security: EtcdSecurity | None = None
+    ) -> None:
         self.deadline_s = deadline_s
-        self._targets = tuple(_target(endpoint) for endpoint in endpoints)
+        self._security = security or EtcdSecurity()
+        self._endpoints = parse_endpoints(endpoints, self._security)
+        self._targets = tuple(endpoint.address for endpoint in self._endpoints)
         self._channels: dict[int, grpc.aio.Channel] = {}
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._current = 0
+        self._token = ""  # of etcd's user; it ends after minutes, and then another is asked for
         self._closed = False
 
     async def read(self, method: Method, request: Any) -> Any:
@@ -93,21 +86,69 @@ class Connection:
             await asyncio.sleep(RETRY_S)
 
     async def write(self, method: Method, request: Any) -> Any:
-        """Send a request that must not be sent twice, once.
+        """Send a request that must not be sent twice, once; again only after a sure refusal.
 
-        Raises StoreUnavailableError (not sent) or StoreAmbiguousError (may have happened).
+        Raises StoreUnavailableError (did not happen) or StoreAmbiguousError (may have happened).
         """
         end_s = time.monotonic() + self.deadline_s
-        await self._connected(end_s)
-        try:
-            return await self._call(method, request, end_s)
-        except StoreUnavailableError as error:
-            raise StoreAmbiguousError(
-                f"{error.message}: the write may have happened",
-                next_step="read it back; do not send it again",
-            ) from error
+        while True:
+            await self._ready(end_s)
+            try:
+                return await self._call(method, request, end_s)
+            except StoreNoLeaderError:
+                if time.monotonic() + RETRY_S >= end_s:
+                    raise
+                await asyncio.sleep(RETRY_S)
+            except StoreUnavailableError as error:
+                raise StoreAmbiguousError(
+                    f"{error.message}: the write may have happened",
+                    next_step="read it back; do not send it again",
+                ) from error
+
+    async def _ready(self, end_s: float) -> tuple[int, grpc.aio.Channel]:
+        """A connected channel, and a token if etcd wants a user."""
+        if self._security.user and not self._token:
+            await self._authenticate(end_s)
+        return await self._connected(end_s)
+
+    async def _authenticate(self, end_s: float) -> None:
+        """Ask for a token; another endpoint is asked when one gives no answer in its share."""
+        request = wire.AuthenticateRequest(
+            name=self._security.user, password=self._security.password()
+        )
+        while True:
+            share_s = self.deadline_s / min(2, len(self._targets))
+            until_s = min(end_s, time.monotonic() + share_s)
+            try:
+                self._token = (await self._send(AUTHENTICATE, request, until_s)).token
+                return
+            except StoreUnavailableError:
+                if time.monotonic() + RETRY_S >= end_s:
+                    raise
+            await asyncio.sleep(RETRY_S)
+
+    def forget_token(self) -> bool:
+        """Take another token for the next request; False when no user is configured."""
+        self._token = ""
+        return bool(self._security.user)
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        # A member that lost its leader refuses at once instead of keeping us in the dark, and so a
+        # write that it refuses is known not to have happened.
+        token = (("token", self._token),) if self._token else ()
+        return (("hasleader", "true"), *token)
 
     async def _call(self, method: Method, request: Any, end_s: float) -> Any:
+        await self._ready(end_s)
+        try:
+            return await self._send(method, request, end_s)
+        except StaleTokenError:  # refused before anything ran: once more with a new token
+            if not self.forget_token():
+                raise
+        await self._authenticate(end_s)
+        return await self._send(method, request, end_s)
+
+    async def _send(self, method: Method, request: Any, end_s: float) -> Any:
         index, channel = await self._connected(end_s)
         call = channel.unary_unary(
             method.path,
@@ -116,20 +157,23 @@ class Connection:
         )
         timeout_s = max(0.001, end_s - time.monotonic())
         try:
-            return await self._unless_closed(call(request, timeout=timeout_s))
+            return await self._unless_closed(
+                call(request, timeout=timeout_s, metadata=self._metadata())
+            )
         except grpc.aio.AioRpcError as error:
             raise self.translate(error, index, method) from error
 
     async def open_stream(self, method: Method) -> "Stream":
         """A stream in both directions, on a connected channel."""
-        index, channel = await self._connected(time.monotonic() + self.deadline_s)
+        index, channel = await self._ready(time.monotonic() + self.deadline_s)
         call = channel.stream_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
         )
-        # A member that lost its leader ends such a stream instead of keeping us in the dark.
-        return Stream(self, index, method, call(metadata=(("hasleader", "true"),)))
+        stream = Stream(self, index, method, call(metadata=self._metadata()))
+        self._streams.add(stream)
+        return stream
 
     async def _connected(self, end_s: float) -> tuple[int, grpc.aio.Channel]:
         """The current endpoint, or the next that connects in time. Raises StoreUnavailableError."""
@@ -153,10 +197,18 @@ class Connection:
 
     def _channel(self, index: int) -> grpc.aio.Channel:
         if index not in self._channels:
-            self._channels[index] = grpc.aio.insecure_channel(
-                self._targets[index], options=CHANNEL_OPTIONS
-            )
+            self._channels[index] = self._open_channel(index)
         return self._channels[index]
+
+    def _open_channel(self, index: int) -> grpc.aio.Channel:
+        target, security = self._targets[index], self._security
+        if not self._endpoints[index].is_tls:
+            return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        key, chain = security.own_certificate()
+        credentials = grpc.ssl_channel_credentials(security.root_certificates(), key, chain)
+        name = (("grpc.ssl_target_name_override", security.server_name),)
+        options = CHANNEL_OPTIONS + (name if security.server_name else ())
+        return grpc.aio.secure_channel(target, credentials, options=options)
 
     def leave(self, index: int) -> None:
         """Prefer the endpoint after this one, if this one is still the current."""
@@ -165,20 +217,18 @@ class Connection:
 
     def translate(self, error: grpc.aio.AioRpcError, index: int, method: Method) -> MoectlError:
         """Our error for grpc's. Turns to the next endpoint when this one gave no answer."""
-        code, where = error.code(), f"etcd at {self._targets[index]}, {method.path}"
-        text = f"{where}: {error.details() or code.name} ({code.name})"
-        if code in _NO_ANSWER:
+        ours = translate(error, f"etcd at {self._targets[index]}, {method.path}")
+        if isinstance(ours, StoreUnavailableError):
             self.leave(index)
-            return StoreUnavailableError(text, next_step="retry; check etcd if it lasts")
-        if code is grpc.StatusCode.NOT_FOUND:  # of all that we call, only leases are "not found"
-            return LeaseLostError(text, next_step="take a new lease")
-        if code is grpc.StatusCode.OUT_OF_RANGE:
-            return OutOfRangeError(text)
-        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            return AuthError(text, next_step="check the user that etcd was given")
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return StoreError(text, next_step="compact and defragment etcd, or raise its quota")
-        return StoreError(text)
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and len(self._targets) > 1:
+            self._break_streams(index)
+        return ours
+
+    def _break_streams(self, index: int) -> None:
+        """A member that froze under a call froze under its watches too: open them elsewhere."""
+        for stream in list(self._streams):
+            if stream.index == index:
+                stream.cancel()
 
     async def _unless_closed(self, work: Awaitable[T]) -> T:
         """Closing cancels grpc's calls: tell the waiting task so, instead of cancelling it."""
@@ -206,7 +256,7 @@ class Stream:
 
     def __init__(self, connection: Connection, index: int, method: Method, call: Any) -> None:
         self._connection = connection
-        self._index = index
+        self.index = index
         self._method = method
         self._call = call
 
@@ -226,7 +276,7 @@ class Stream:
             async with asyncio.timeout(timeout_s):
                 return await work
         except grpc.aio.AioRpcError as error:
-            raise self._connection.translate(error, self._index, self._method) from error
+            raise self._connection.translate(error, self.index, self._method) from error
         except asyncio.InvalidStateError as error:  # grpc's word for writing to an ended stream
             raise self._no_answer("the stream has ended") from error
         except TimeoutError as error:
@@ -241,7 +291,7 @@ class Stream:
         raise self._no_answer(f"the stream ended ({code.name})")
 
     def _no_answer(self, what: str) -> StoreUnavailableError:
-        self._connection.leave(self._index)
+        self._connection.leave(self.index)
         self.cancel()
         return StoreUnavailableError(
             f"etcd, {self._method.path}: {what}", next_step="retry; check etcd if it lasts"
@@ -255,14 +305,3 @@ class Stream:
 def _is_cancelling() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _target(endpoint: str) -> str:
-    """ "host:port" of an endpoint, which may be written as an http URL."""
-    scheme, separator, rest = endpoint.rpartition("://")
-    if separator and scheme != "http":
-        raise UsageError(
-            f"etcd endpoint {endpoint!r}: scheme {scheme!r} is not supported",
-            next_step="write host:port or http://host:port",
-        )
-    return rest.rstrip("/")

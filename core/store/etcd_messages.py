@@ -45,6 +45,13 @@ LEASE_KEEP_ALIVE = Method(
     "/etcdserverpb.Lease/LeaseKeepAlive", wire.LeaseKeepAliveRequest, wire.LeaseKeepAliveResponse
 )
 STATUS = Method("/etcdserverpb.Maintenance/Status", wire.StatusRequest, wire.StatusResponse)
+AUTHENTICATE = Method(
+    "/etcdserverpb.Auth/Authenticate", wire.AuthenticateRequest, wire.AuthenticateResponse
+)
+MEMBER_LIST = Method(
+    "/etcdserverpb.Cluster/MemberList", wire.MemberListRequest, wire.MemberListResponse
+)
+ALARM = Method("/etcdserverpb.Maintenance/Alarm", wire.AlarmRequest, wire.AlarmResponse)
 
 
 def range_bounds(prefix: str) -> tuple[bytes, bytes]:

@@ -41,6 +41,7 @@ class EtcdWatch:
         self._held: Sequence[WatchEvent] = ()  # of a revision that came in part
         self._work: asyncio.Task[WatchBatch] | None = None
         self._seeding = asyncio.Lock()
+        self._token_tried = False
         self._closed = False
 
     async def ready(self) -> int:
@@ -131,10 +132,9 @@ class EtcdWatch:
         if answer.canceled:
             self._drop_stream()
             if answer.compact_revision == 0:
-                raise StoreError(
-                    f"watch on {self._prefix}: etcd refused it: {answer.cancel_reason}"
-                )
+                raise self._refusal(answer.cancel_reason)
             return await self._reset(cursor)
+        self._token_tried = False
         if answer.created:
             return await self._check_history(cursor, answer.header.revision)
         if not answer.events:
@@ -143,6 +143,15 @@ class EtcdWatch:
         events = [*self._held, *(watch_event(event) for event in answer.events)]
         whole, self._held = split_last_revision(events) if answer.fragment else (events, ())
         return cursor.deliver(whole)
+
+    def _refusal(self, reason: str) -> StoreError:
+        """etcd 3.5 calls a token that ran out "permission denied": try once with a new one."""
+        what = f"watch on {self._prefix}: etcd refused it: {reason}"
+        was_tried, self._token_tried = self._token_tried, True
+        is_about_user = "permission" in reason or "auth" in reason
+        if is_about_user and not was_tried and self._connection.forget_token():
+            return StoreUnavailableError(what)
+        return StoreError(what, next_step="check the user that etcd was given")
 
     async def _check_history(self, cursor: WatchCursor, revision: int) -> WatchBatch | None:
         """Reset if the cluster as a whole is behind what was delivered; one member may lag."""

@@ -71,6 +71,14 @@ class Channels:
             )
         return known
 
+    def known(self, name: str) -> Channel:
+        """The channel of that name; KeyError when there is none."""
+        return self._by_name[name]
+
+    def restore(self, channel: Channel) -> None:
+        """Keep a channel that a predecessor made."""
+        self._by_name[channel.name] = channel
+
     def drop(self, name: str) -> bool:
         """Close a channel; False when there was none."""
         channel = self._by_name.pop(name, None)

@@ -15,74 +15,22 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ...core.errors import DeadlineError, MemoryPoolError, ProtocolError
 from ...core.paths import short_socket_path
-from ..backend import DeviceHandle, PageRun, coalesce, expand
+from ..backend import DeviceHandle, PageMapper, PageRun, Shares, coalesce, expand
 from . import wire
+from .holds import ChannelHandle, Reservation
 from .replies import raise_error
 
+__all__ = ["ChannelHandle", "HmmClient", "Reservation"]
+
 CONNECT_RETRY_S = 0.005  # the HMM empties its queue of connections in less
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelHandle:
-    """Shared memory and doorbells of the ranks of one node.
-
-    `memfd` has `bytes` bytes; `eventfds[i][j]` is what rank i writes and rank j polls.
-    """
-
-    name: str
-    memfd: int
-    bytes: int
-    eventfds: list[list[int]]
-
-    def close(self) -> None:
-        """Close this process's descriptors; mappings of the memory stay."""
-        for fd in (self.memfd, *(fd for row in self.eventfds for fd in row)):
-            with contextlib.suppress(OSError):
-                os.close(fd)
-
-
-class Reservation:
-    """Pages promised by the HMM: fill them, then commit; leaving the `with` block forfeits."""
-
-    def __init__(self, client: "HmmClient", device: str, number: int, pages: Sequence[int]) -> None:
-        self.device = device
-        self.pages = tuple(pages)
-        self._client = client
-        self._number = number
-        self._is_open = True
-
-    def commit(self, layouts: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[int, ...]:
-        """Make the pages the owner's, and put `layouts` (name -> plain data) with it."""
-        request = {"op": "commit", "reservation": self._number, "layouts": dict(layouts or {})}
-        self._client.call(request)
-        self._is_open = False
-        return self.pages
-
-    def forfeit(self) -> None:
-        """Give the pages back; nothing happens when that, or the commit, was done already."""
-        if self._is_open:
-            self._is_open = False
-            self._client.call({"op": "forfeit", "reservation": self._number})
-
-    def __enter__(self) -> "Reservation":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # A dead connection has forfeited it already; the error in flight matters more.
-        with contextlib.suppress(MemoryPoolError, DeadlineError):
-            self.forfeit()
+SHARES_AT_ONCE = 256  # descriptors that are open here for a moment
+RESUME_RETRY_S = 0.05  # a new HMM is there within a second or two
 
 
 class HmmClient:
@@ -97,6 +45,8 @@ class HmmClient:
         self._deadline_s = deadline_s
         self._lock = threading.Lock()
         self._devices: dict[str, DeviceHandle] = {}
+        self._name = name
+        self._is_closed = False
         self._sock: socket.socket | None = self._connect()
         self._limit_s = 0.0  # the instant at which the running call must have ended
         try:
@@ -105,6 +55,7 @@ class HmmClient:
             self.close()
             raise
         self.node = str(greeting.get("node", ""))
+        self.hmm_pid = int(greeting.get("pid", 0))
         self.device_ids = tuple(str(device) for device in greeting.get("devices", ()))
 
     # Pages.
@@ -116,16 +67,41 @@ class HmmClient:
                 reply, fds = self._exchange({"op": "device", "device": device_id})
                 self._devices[device_id] = DeviceHandle(
                     device_id,
-                    fds[0],
+                    fds[0] if fds else -1,
                     int(reply["page_bytes"]),
                     int(reply["page_count"]),
                     str(reply["page_kind"]),
+                    str(reply.get("kind", "cpu")),
                 )
             return self._devices[device_id]
 
-    def reserve(self, device: str, pages: int, owner: str) -> Reservation:
-        """Promise `pages` pages of a device to an owner such as "chat/experts"."""
-        reply = self.call({"op": "reserve", "device": device, "pages": pages, "owner": owner})
+    def shares(self, device_id: str, run: PageRun, process: int) -> Shares:
+        """What it takes to map these pages, for devices that share page by page."""
+        request = {"op": "share", "device": device_id, "first": run.first, "count": run.count}
+        with self._exclusive():
+            reply, fds = self._exchange({**request, "process": process})
+        return Shares(tuple(fds), tuple(int(value) for value in reply["values"]))
+
+    def adopt(self, mapper: PageMapper, device_id: str, pages: Sequence[int]) -> None:
+        """Let `mapper` map these pages of a device that shares them one by one; else nothing."""
+        handle = self.device(device_id)
+        if handle.fd >= 0:
+            return
+        for run in coalesce(tuple(pages)):
+            for first in range(run.first, run.first + run.count, SHARES_AT_ONCE):
+                count = min(SHARES_AT_ONCE, run.first + run.count - first)
+                part = PageRun(first, count)
+                mapper.adopt(handle, part, self.shares(device_id, part, mapper.process()))
+
+    def reserve(
+        self, device: str, pages: int, owner: str, share: Sequence[int] = ()
+    ) -> Reservation:
+        """Promise `pages` pages of a device to an owner such as "chat/experts".
+
+        `share` are pages in use by others that this owner is to hold as well.
+        """
+        request = {"op": "reserve", "device": device, "pages": pages, "owner": owner}
+        reply = self.call({**request, "share": _runs(share)} if share else request)
         return Reservation(self, device, int(reply["reservation"]), _expand(reply["pages"]))
 
     def free(
@@ -136,10 +112,20 @@ class HmmClient:
         *,
         drop_layouts: Sequence[str] = (),
         layouts: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> None:
-        """Return an owner's pages, and in the same instant drop and put layouts; all or nothing."""
-        request = {"op": "free", "device": device, "pages": _runs(pages), "owner": owner}
-        self.call({**request, "drop_layouts": list(drop_layouts), "layouts": dict(layouts or {})})
+    ) -> int:
+        """End an owner's hold of pages, and in the same instant drop and put layouts.
+
+        All or nothing; returns how many pages are free by that (others may share some).
+        """
+        request: dict[str, Any] = {"op": "free", "device": device, "pages": _runs(pages)}
+        request["owner"] = owner
+        request |= {"drop_layouts": list(drop_layouts), "layouts": dict(layouts or {})}
+        return int(self.call(request)["freed"])
+
+    def set_claims(self, device: str, claims: Mapping[str, tuple[int, float]]) -> None:
+        """Share a device out: party ("chat/kv") -> (guarantee in pages, weight). Replaces all."""
+        plain = {party: list(claim) for party, claim in claims.items()}
+        self.call({"op": "claims", "device": device, "claims": plain})
 
     def rename_owner(self, device: str, pages: Sequence[int], old: str, new: str) -> None:
         """Hand pages from one owner to another."""
@@ -190,23 +176,72 @@ class HmmClient:
         """Forget a channel; those who hold it keep their descriptors."""
         self.call({"op": "drop_channel", "name": name})
 
+    # After the HMM's death.
+
+    def offer(self, device: str, fd: int) -> bool:
+        """Hand a device's memory back to a new HMM; False when it has it already."""
+        with self._exclusive():
+            reply, _ = self._exchange({"op": "offer", "device": device}, (fd,))
+        return bool(reply["adopted"])
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection broke, and was not closed from this side."""
+        return self._sock is None and not self._is_closed
+
+    def resume(self, number: int) -> str:
+        """Connect to a new HMM and take a reservation up again.
+
+        "open": it is ours as before; "committed": that was done; "gone": nobody knows it. Raises
+        MemoryPoolError when no HMM is there within the deadline.
+        """
+        limit_s = time.monotonic() + self._deadline_s
+        while True:
+            try:
+                if self._sock is None:
+                    self._sock = self._connect()
+                    self.call({"op": "hello", "name": self._name})
+                reply = self.call({"op": "resume", "reservations": [number]})
+                if not reply["waiting"]:
+                    break
+            except MemoryPoolError:
+                if time.monotonic() > limit_s:
+                    raise
+            time.sleep(RESUME_RETRY_S)
+        is_open, is_committed = number in reply["resumed"], number in reply["committed"]
+        return "open" if is_open else "committed" if is_committed else "gone"
+
+    def recovery(self) -> dict[str, Any]:
+        """What a new HMM could not save: waiting, lost and quarantined."""
+        return self.call({"op": "recovery"})
+
     # The whole.
 
     def usage(self) -> list[dict[str, Any]]:
         """Per device: device, page_bytes, page_kind, total, free, reserved, used {owner: pages}."""
         return list(self.call({"op": "usage"})["usage"])
 
+    def owners(self, device: str) -> dict[str, list[tuple[int, int]]]:
+        """owner -> runs (first, count) of its pages; free pages under the empty name."""
+        reply = self.call({"op": "owners", "device": device})
+        told = {**reply["owners"], "": reply["free"]}
+        return {str(owner): [(int(f), int(c)) for f, c in runs] for owner, runs in told.items()}
+
     def check(self) -> None:
         """Raise InvariantError unless every page of every device is in exactly one state."""
         self.call({"op": "check"})
 
+    def fileno(self) -> int:
+        """The connection's descriptor, to poll for its end; -1 when it has ended."""
+        return self._sock.fileno() if self._sock is not None else -1
+
     def close(self) -> None:
         """End the connection: open reservations are forfeited. Mappings and tensors stay valid."""
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            sock.close()
+        self._is_closed = True
+        self._break()
         for handle in self._devices.values():
-            os.close(handle.fd)
+            if handle.fd >= 0:
+                os.close(handle.fd)
         self._devices.clear()
 
     def __enter__(self) -> "HmmClient":
@@ -261,9 +296,14 @@ class HmmClient:
         finally:
             self._lock.release()
 
-    def _exchange(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    def _exchange(
+        self, request: dict[str, Any], given: Sequence[int] = ()
+    ) -> tuple[dict[str, Any], list[int]]:
         frame = wire.pack(request)
         try:
+            if given:
+                sent = socket.send_fds(self._socket(), [frame], list(given))
+                frame = frame[sent:]
             self._socket().sendall(frame)
             header = self._receive(wire.HEADER.size)
             length = wire.checked_length(header, wire.FRAME_BYTES_MAX)

@@ -7,31 +7,38 @@ the end of this connection.
 """
 
 import contextlib
+import os
 import socket
 from collections import deque
+from collections.abc import Iterable
 
 from ...core.errors import InvariantError, MoectlError, ProtocolError
 from . import wire
-from .table import Answer, Session, Table, error_body
+from .requests import error_body
+from .table import Answer, Session, Table
 
 READ_BYTES = 256 * 1024
 READS_PER_TURN = 16  # 4 MiB, then it is another client's turn
 OUTPUT_BYTES_MAX = 2 * wire.FRAME_BYTES_MAX
 OUTPUT_ITEMS_MAX = 4096
+FDS_PER_REQUEST_MAX = 8  # an offer brings one
 MESSAGE_S_MAX = 10.0  # from a message's first byte to its last, and for reading a reply
 
 
 class Connection:
     """One client's socket, buffers and session."""
 
-    def __init__(self, sock: socket.socket, table: Table) -> None:
+    def __init__(self, sock: socket.socket, table: Table, session: Session | None = None) -> None:
         sock.setblocking(False)
         self.sock = sock
-        self.session = Session()
+        self.session = session if session is not None else Session()
         self.deadline: float | None = None  # when this client counts as stalled
+        self.pending = b"", b""  # unread and unsent bytes of a predecessor, see `go_on`
         self._table = table
-        self._reader = wire.FrameReader(wire.GREETING_BYTES_MAX)
-        self._output: deque[tuple[memoryview, tuple[int, ...]]] = deque()
+        is_known = bool(self.session.name)
+        limit = wire.FRAME_BYTES_MAX if is_known else wire.GREETING_BYTES_MAX
+        self._reader = wire.FrameReader(limit)
+        self._output: deque[tuple[memoryview, tuple[int, ...], bool]] = deque()
         self._output_bytes = 0
         self._progressed = False
 
@@ -47,9 +54,14 @@ class Connection:
         """
         for _ in range(READS_PER_TURN):
             try:
-                data = self.sock.recv(READ_BYTES)
+                data, fds, _, _ = socket.recv_fds(
+                    self.sock, READ_BYTES, FDS_PER_REQUEST_MAX, socket.MSG_CMSG_CLOEXEC
+                )
             except BlockingIOError:
                 break
+            self.session.fds += fds
+            if len(self.session.fds) > FDS_PER_REQUEST_MAX:
+                raise ProtocolError("it sends descriptors that nobody asked for")
             if not data:
                 raise ConnectionResetError("it closed the connection")
             self._reader.feed(data)
@@ -58,15 +70,17 @@ class Connection:
     def write(self) -> None:
         """Send what waits, as far as the socket takes it; descriptors go with their first byte."""
         while self._output:
-            data, fds = self._output[0]
+            data, fds, is_given = self._output[0]
             try:
                 sent = socket.send_fds(self.sock, [data], fds) if fds else self.sock.send(data)
             except BlockingIOError:
                 return
             self._output_bytes -= sent
             self._progressed = True
+            if is_given:
+                _close_all(fds)
             if sent < len(data):
-                self._output[0] = (data[sent:], ())
+                self._output[0] = (data[sent:], (), False)
             else:
                 self._output.popleft()
 
@@ -84,9 +98,47 @@ class Connection:
             self._queue(wire.pack({"ok": False, "error": error_body(error)}))
             self.write()
 
+    def close(self) -> None:
+        """Close the socket and every descriptor that was on its way."""
+        self.sock.close()
+        _close_all(self.session.fds)
+        self.session.fds.clear()
+        for _, fds, is_given in self._output:
+            if is_given:
+                _close_all(fds)
+        self._output.clear()
+
+    def pack(self) -> dict[str, object] | None:
+        """What a successor has to know of this client; None when it cannot be handed on now."""
+        if self.session.fds or any(fds for _, fds, _ in self._output):
+            return None
+        unsent = b"".join(bytes(data) for data, _, _ in self._output)
+        process = self.session.process
+        return {
+            "name": self.session.name,
+            "process": [process.pid, process.start_ticks],
+            "reservations": sorted(self.session.reservations),
+            "maps": self.session.maps,
+            "unread": self._reader.rest().hex(),
+            "unsent": unsent.hex(),
+        }
+
+    def go_on(self) -> None:
+        """Go on where the predecessor was with this client; raises like `read`."""
+        (unread, unsent), self.pending = self.pending, (b"", b"")
+        if unsent:
+            self._queue(unsent)
+        if unread:
+            self._reader.feed(unread)
+            self._answer_whole_messages()
+
     def _answer_whole_messages(self) -> None:
-        while (request := self._reader.next()) is not None:
-            self._answer(request)
+        while not self.session.takes_over and (request := self._reader.next()) is not None:
+            try:
+                self._answer(request)
+            finally:
+                _close_all(self.session.fds)  # what an operation keeps, it has taken out
+                self.session.fds.clear()
             self._progressed = True
             if self.session.name:
                 self._reader.limit = wire.FRAME_BYTES_MAX
@@ -104,10 +156,16 @@ class Connection:
     def _queue_answer(self, answer: Answer) -> None:
         self._queue(wire.pack({"ok": True, "fds": len(answer.fds), **answer.body}))
         for at in range(0, len(answer.fds), wire.FDS_PER_MESSAGE):
-            self._queue(b"F", answer.fds[at : at + wire.FDS_PER_MESSAGE])
+            self._queue(b"F", answer.fds[at : at + wire.FDS_PER_MESSAGE], answer.is_given)
 
-    def _queue(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
-        self._output.append((memoryview(data), fds))
+    def _queue(self, data: bytes, fds: tuple[int, ...] = (), is_given: bool = False) -> None:
+        self._output.append((memoryview(data), fds, is_given))
         self._output_bytes += len(data)
         if self._output_bytes > OUTPUT_BYTES_MAX or len(self._output) > OUTPUT_ITEMS_MAX:
             raise ProtocolError("it asks without reading the answers")
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)

@@ -2,8 +2,14 @@
 
     python -m moectl.memory.hmm.server --socket PATH --node NAME --devices JSON --ready-fd N
 
-JSON is a list of {"id", "hbm_bytes", "page_bytes"}. The word "ready" is written to descriptor N,
-which is then closed, once clients can connect. SIGTERM and SIGINT end it and remove its socket.
+JSON is a list of {"id", "hbm_bytes", "page_bytes", "kind"}. The word "ready" is written to
+descriptor N, which is then closed, once clients can connect and no device's memory is awaited.
+
+Three ends. SIGTERM or SIGINT with nobody left who maps pages: the socket and the journal go, and
+the memory with them. With live clients: it serves on for HAND_OVER_S, so that a successor
+(`--take-over`) can have everything, and leaves the journal if none comes. Killed outright: workers
+serve on, and the next one rebuilds the table from the journal and from the descriptors that they
+hand back.
 
 One thread, one selector, no blocking call: a client that sends nonsense, stalls in the middle of a
 message, never reads or dies hurts only its own connection. It never touches a page, so neither a
@@ -26,30 +32,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...core.errors import InvariantError, MoectlError, UsageError
-from ..host import HostBackend
+from ...core.paths import ProcessId, process_id
+from ..backends import backend_of
+from . import handover
 from .connection import Connection
-from .listener import listening, peer_uid
-from .table import Table
+from .holdings import DeviceSpec
+from .listener import Place, peer_of, take_place
+from .table import Session, Table
 
 CLIENTS_MAX = 256  # workers, agents and tools of one node, with room
 ACCEPTS_PER_TURN = 64  # then it is the turn of those who are connected
 IDLE_CHECK_S = 1.0  # the pool's invariant is checked when nothing was asked for this long
 LOG_LINES_PER_S_MAX = 20
+HAND_OVER_S = 2.0  # an agent that ends a node waits 3 s before it kills
 
 
 class Server:
     """The loop: accept, read, answer, write."""
 
-    def __init__(self, listener: socket.socket, table: Table, own_uid: int) -> None:
-        self._listener = listener
+    def __init__(self, place: Place, table: Table, own_uid: int, ready_fd: int | None) -> None:
+        self._place = place
+        self._listener = place.listener
         self._table = table
+        self._ready_fd = ready_fd
         self._own_uid = own_uid
         self._selector = selectors.DefaultSelector()
         self._connections: dict[int, Connection] = {}
         self._log = LimitedLog()
         self._is_checked = True
         self._listen_after: float | None = None  # set while out of descriptors
-        self._stopping = False
+        self._stop_asked = False
+        self._stop_at: float | None = None
+        self._is_handed_over = False
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
         self._woken.setblocking(False)
@@ -60,16 +74,23 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
 
-    def run(self) -> None:
-        """Serve until a signal says stop; then close every connection and descriptor."""
+    def run(self, inherited: Sequence[Connection] = ()) -> None:
+        """Serve until a signal or a successor ends it; then close every descriptor."""
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
-        while not self._stopping:
+        for connection in inherited:
+            self._welcome(connection)
+        while not self._is_over():
             self._turn()
+        if self._is_handed_over:  # everything lives on elsewhere: forget, touch nothing
+            self._place.close(leave=True)
+            return
+        is_used = self._is_used()
         for connection in list(self._connections.values()):
             self._drop(connection, "")
-        self._table.close()
+        self._table.close(forget=not is_used)
+        self._place.close()
 
     def _turn(self) -> None:
         events = self._selector.select(self._timeout_s())
@@ -85,8 +106,30 @@ class Server:
                 self._serve(key.data, mask)
         self._drop_stalled()
         self._listen_again()
+        for line in self._table.state.tick(time.monotonic()):
+            self._log.line(line)
+        self._tell_ready()
+
+    def _is_over(self) -> bool:
+        """Whether to end: at once when nobody maps pages, else after the time for a successor."""
+        if self._stop_asked and self._stop_at is None:
+            self._stop_at = time.monotonic() + (HAND_OVER_S if self._is_used() else 0.0)
+        is_late = self._stop_at is not None and time.monotonic() >= self._stop_at
+        return self._is_handed_over or is_late or (self._stop_asked and not self._is_used())
+
+    def _is_used(self) -> bool:
+        return any(each.session.maps for each in self._connections.values())
+
+    def _tell_ready(self) -> None:
+        if self._ready_fd is not None and not self._table.state.waiting:
+            _say_ready(self._ready_fd)
+            self._ready_fd = None
 
     def _timeout_s(self) -> float | None:
+        if self._stop_asked or self._ready_fd is not None or self._table.state.waiting:
+            return 0.05
+        if self._table.state.deadline is not None:
+            return IDLE_CHECK_S
         if any(connection.deadline is not None for connection in self._connections.values()):
             return IDLE_CHECK_S
         return None if self._is_checked and self._listen_after is None else IDLE_CHECK_S
@@ -105,19 +148,26 @@ class Server:
             self._admit(sock)
 
     def _admit(self, sock: socket.socket) -> None:
-        uid = peer_uid(sock)
+        pid, uid = peer_of(sock)
         if uid not in (self._own_uid, 0) or len(self._connections) >= CLIENTS_MAX:
             self._log.line(f"refused a connection of uid {uid}, {len(self._connections)} clients")
             sock.close()
             return
-        connection = Connection(sock, self._table)
-        self._connections[sock.fileno()] = connection
-        self._selector.register(sock, selectors.EVENT_READ, connection)
+        session = Session(process=process_id(pid) or ProcessId(pid, 0))
+        self._welcome(Connection(sock, self._table, session))
+
+    def _welcome(self, connection: Connection) -> None:
+        self._connections[connection.sock.fileno()] = connection
+        self._selector.register(connection.sock, selectors.EVENT_READ, connection)
+        if any(connection.pending):
+            self._serve(connection, 0)
 
     def _serve(self, connection: Connection, mask: int) -> None:
         """One readiness event of one client; whatever goes wrong ends that client only."""
         self._is_checked = False
         try:
+            if any(connection.pending):
+                connection.go_on()
             if mask & selectors.EVENT_READ:
                 connection.read()
             connection.write()
@@ -132,6 +182,9 @@ class Server:
             self._log.line(f"bug while serving a request: {traceback.format_exc(limit=-3)}")
             self._drop(connection, "its request met a bug")
             return
+        if connection.session.takes_over:
+            self._hand_over(connection)
+            return
         connection.set_deadline(time.monotonic())
         wanted = selectors.EVENT_WRITE if connection.has_output else selectors.EVENT_READ
         self._selector.modify(connection.sock, wanted, connection)
@@ -139,7 +192,7 @@ class Server:
     def _drop(self, connection: Connection, why: str) -> None:
         self._selector.unregister(connection.sock)
         del self._connections[connection.sock.fileno()]
-        connection.sock.close()
+        connection.close()
         pages = self._table.end(connection.session)
         self._is_checked = False
         if why or pages:
@@ -166,8 +219,18 @@ class Server:
             self._selector.register(self._listener, selectors.EVENT_READ)
             self._listen_after = None
 
+    def _hand_over(self, successor: Connection) -> None:
+        others = [each for each in self._connections.values() if each is not successor]
+        try:
+            handover.give(self._table, self._place, successor.sock, others)
+        except MoectlError as error:
+            self._drop(successor, error.message)
+            return
+        self._is_handed_over = True
+        self._log.line("everything is handed over")
+
     def _stop(self, number: int, frame: object) -> None:
-        self._stopping = True
+        self._stop_asked = True
 
 
 class LimitedLog:
@@ -186,11 +249,16 @@ class LimitedLog:
             print(f"hmm: {text[:500]}", file=sys.stderr, flush=True)
 
 
-def parse_devices(text: str) -> list[tuple[str, int, int]]:
-    """(id, hbm bytes, page bytes) of each device in the command line's JSON. Raises UsageError."""
+def parse_devices(text: str) -> list[DeviceSpec]:
+    """The devices in the command line's JSON. Raises UsageError."""
     try:
         return [
-            (str(entry["id"]), int(entry["hbm_bytes"]), int(entry["page_bytes"]))
+            DeviceSpec(
+                str(entry["id"]),
+                int(entry["hbm_bytes"]),
+                int(entry["page_bytes"]),
+                str(entry.get("kind", "cpu")),
+            )
             for entry in json.loads(text)
         ]
     except (ValueError, KeyError, TypeError) as error:
@@ -212,25 +280,39 @@ def _say_ready(fd: int) -> None:
         os.close(fd)
 
 
+def _serve(options: argparse.Namespace) -> None:
+    _raise_descriptor_limit()
+    specs, now = parse_devices(options.devices), time.monotonic()
+    owners = {kind: backend_of(kind) for kind in {spec.kind for spec in specs}}
+    journal = options.socket.with_name(options.socket.name + ".journal")
+    table = Table(options.node, owners, journal)
+    if options.take_over:
+        inherited = handover.take(table, options.socket, now)
+        table.state.begin_journal()
+        place, connections = inherited.place, inherited.connections
+    else:
+        place, connections = take_place(options.socket), []
+        try:
+            table.open(specs, now)
+        except MoectlError:
+            place.close()
+            raise
+    server = Server(place, table, os.getuid(), options.ready_fd)
+    server.watch_signals()
+    server.run(connections)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Create the devices, serve, clean up; returns the exit code."""
+    """Create, recover or take over the devices, serve, clean up; returns the exit code."""
     parser = argparse.ArgumentParser(prog="moectl hmm", description="The node's HBM manager.")
     parser.add_argument("--socket", required=True, type=Path)
     parser.add_argument("--node", required=True)
     parser.add_argument("--devices", required=True)
     parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--take-over", action="store_true", help="from the one that serves now")
     options = parser.parse_args(argv)
     try:
-        _raise_descriptor_limit()
-        table = Table(options.node, HostBackend())
-        for device_id, hbm_bytes, page_bytes in parse_devices(options.devices):
-            table.add_device(device_id, hbm_bytes, page_bytes)
-        with listening(options.socket) as listener:
-            server = Server(listener, table, os.getuid())
-            server.watch_signals()
-            if options.ready_fd is not None:
-                _say_ready(options.ready_fd)
-            server.run()
+        _serve(options)
     except MoectlError as error:
         print(f"hmm: {error}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -1,64 +1,82 @@
-"""What does the HMM own, and what does each request do to it?
+"""What does each request do to what the HMM owns?
 
-`Table` holds the devices with their pools, the named layouts and the channels. `Table.answer` takes
-one decoded request of one session and returns a reply and descriptors, or raises a typed error and
-has changed nothing. A `Session` is a connection: its open reservations are forfeited when it ends,
-and that is all that dies with a client. Committed pages, layouts and channels stay until told.
+`Table.answer` takes one decoded request of one session and returns a reply and descriptors, or
+raises a typed error and has changed nothing. A `Session` is a connection: its open reservations are
+forfeited when it ends, and that is all that dies with a client. Committed pages, layouts and
+channels stay until told.
 
 Commit and free can change layouts in the same request, so that no instant exists in which a crash
 leaves pages that no layout names.
 
-No sockets here, no clock: the loop is in `server.py`, and tests call this directly.
+No sockets here, no clock: the loop is in `server.py`, the state in `state.py`, and tests call this
+directly.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 from ...core.errors import MappingError, ProtocolError
-from ..backend import DeviceHandle, PageOwner, PageRun, coalesce, expand
-from ..pool import PagePool, Reservation
-from . import wire
+from ...core.paths import ProcessId
+from ..backend import PageOwner, PageRun
 from .channels import Channels
-from .layouts import Layouts
+from .holdings import Device, DeviceSpec
+from .requests import (
+    NAME_BYTES_MAX,
+    Message,
+    claims_of,
+    count_of,
+    layouts_of,
+    names_of,
+    numbers_of,
+    pages_of,
+    runs_of,
+    text_of,
+)
+from .state import NodeState
 
-NAME_BYTES_MAX = 200  # of an owner, a layout or a channel
 RESERVATIONS_MAX = 1024  # open at a time, per client
-HOLDERS_TOLD_MAX = 64  # a refusal names at most so many holders
-
-Message = dict[str, Any]
+SHARED_FDS_MAX = 4096  # descriptors in one reply about pages that are shared one by one
 
 
 @dataclass(slots=True)
 class Session:
-    """One connection: its name, and what it has reserved but not committed."""
+    """One connection: who it is, what it has reserved but not committed, what came with it."""
 
     name: str = ""
-    next_id: int = 1
-    reservations: dict[int, tuple[str, Reservation]] = field(default_factory=dict)
+    process: ProcessId = field(default_factory=lambda: ProcessId(0, 0))
+    reservations: set[int] = field(default_factory=set)
+    maps: bool = False  # has the right to map pages of a device
+    takes_over: bool = False  # asked for everything: a successor
+    fds: list[int] = field(default_factory=list)  # descriptors received with the running request
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A reply's body and the descriptors that go with it; the HMM keeps owning them."""
+    """A reply's body and the descriptors that go with it.
+
+    The HMM keeps owning them, unless `is_given` says that they are the receiver's alone.
+    """
 
     body: Message
     fds: tuple[int, ...] = ()
+    is_given: bool = False
 
 
 class Table:
-    """Everything that one node's HMM owns."""
+    """One node's HMM as its clients see it."""
 
-    def __init__(self, node: str, owner: PageOwner) -> None:
+    def __init__(
+        self, node: str, owners: Mapping[str, PageOwner], journal: Path | None = None
+    ) -> None:
         self.node = node
-        self._owner = owner
-        self._handles: dict[str, DeviceHandle] = {}
-        self._pools: dict[str, PagePool] = {}
-        self._layouts = Layouts()
-        self._channels = Channels()
+        self.state = NodeState(owners, journal)
+        self.channels = Channels()
         self._operations: dict[str, Callable[[Session, Message], Answer]] = {
             "hello": self._hello,
             "device": self._device,
+            "share": self._share,
             "reserve": self._reserve,
             "commit": self._commit,
             "forfeit": self._forfeit,
@@ -66,24 +84,25 @@ class Table:
             "rename_owner": self._rename_owner,
             "pages_of": self._pages_of,
             "trim": self._trim,
+            "claims": self._claims,
             "put_layout": self._put_layout,
             "get_layout": self._get_layout,
             "drop_layout": self._drop_layout,
             "layouts": self._layout_names,
             "channel": self._channel,
             "drop_channel": self._drop_channel,
+            "offer": self._offer,
+            "resume": self._resume,
+            "hand_over": self._hand_over,
+            "recovery": self._recovery,
             "usage": self._usage,
+            "owners": self._owners,
             "check": self._check,
         }
 
-    def add_device(self, device_id: str, hbm_bytes: int, page_bytes: int) -> DeviceHandle:
-        """Create a device's pages. Raises MappingError on impossible sizes or a repeated id."""
-        if device_id in self._handles:
-            raise MappingError(f"device {device_id} is declared twice")
-        handle = self._owner.create(device_id, hbm_bytes, page_bytes)
-        self._handles[device_id] = handle
-        self._pools[device_id] = PagePool(handle.page_count, device_id)
-        return handle
+    def open(self, specs: Iterable[DeviceSpec], now: float) -> None:
+        """Create or recover the devices; raises MappingError on impossible ones."""
+        self.state.open(specs, now)
 
     def answer(self, session: Session, request: Message) -> Answer:
         """Do what a request says. Raises MoectlError; ProtocolError when it makes no sense."""
@@ -96,124 +115,186 @@ class Table:
 
     def end(self, session: Session) -> int:
         """A connection is gone: forfeit its reservations; returns the pages that came back."""
-        pages = 0
-        for _, reservation in session.reservations.values():
-            pages += len(reservation.pages)
-            reservation.forfeit()
+        pages = sum(self.state.forfeit(n) for n in sorted(session.reservations))
         session.reservations.clear()
         return pages
 
     def check(self) -> None:
         """Raise InvariantError unless every page of every device is in exactly one state."""
-        for pool in self._pools.values():
-            pool.check()
+        for device in self.state.devices.values():
+            device.pool.check()
 
-    def close(self) -> None:
-        """Close every descriptor; memory lives on while a worker maps it."""
-        self._channels.close()
-        for handle in self._handles.values():
-            self._owner.destroy(handle)
-        self._handles.clear()
+    def close(self, *, forget: bool = True) -> None:
+        """Close every descriptor; `forget` also removes the journal."""
+        self.channels.close()
+        self.state.close(forget=forget)
 
     # Operations, in the order of a client's life.
 
     def _hello(self, session: Session, request: Message) -> Answer:
-        session.name = _text(request, "name")
-        return Answer({"node": self.node, "devices": sorted(self._handles)})
+        session.name = text_of(request, "name")
+        devices = sorted([*self.state.devices, *self.state.waiting])
+        return Answer({"node": self.node, "devices": devices, "pid": os.getpid()})
 
     def _device(self, session: Session, request: Message) -> Answer:
-        handle, _ = self._of(request)
+        handle = self._of(request).handle
+        session.maps = True
         body = {
             "device": handle.device_id,
             "page_bytes": handle.page_bytes,
             "page_count": handle.page_count,
             "page_kind": handle.page_kind,
+            "kind": handle.kind,
         }
-        return Answer(body, (handle.fd,))
+        return Answer(body, (handle.fd,) if handle.fd >= 0 else ())
+
+    def _share(self, session: Session, request: Message) -> Answer:
+        """What it takes to map pages, for kinds of devices that share them one by one."""
+        handle = self._of(request).handle
+        first, count = count_of(request, "first"), count_of(request, "count")
+        process = count_of(request, "process")
+        if not 1 <= count <= SHARED_FDS_MAX or first + count > handle.page_count:
+            raise MappingError(f"device {handle.device_id} cannot share {count} pages from {first}")
+        owner = self.state.owner_of(handle)
+        shares = owner.share(handle, PageRun(first, count), process)
+        return Answer({"values": list(shares.values)}, shares.fds, is_given=True)
 
     def _reserve(self, session: Session, request: Message) -> Answer:
-        _, pool = self._of(request)
+        handle = self._of(request).handle
         if len(session.reservations) >= RESERVATIONS_MAX:
             raise MappingError(f"{len(session.reservations)} reservations are open already")
-        reservation = pool.reserve(_count(request, "pages"), _text(request, "owner"))
-        number, session.next_id = session.next_id, session.next_id + 1
-        session.reservations[number] = (pool.device, reservation)
-        return Answer({"reservation": number, "pages": _runs(reservation.pages)})
+        share = pages_of(request, handle, "share") if "share" in request else ()
+        count, owner = count_of(request, "pages"), text_of(request, "owner")
+        number, reservation = self.state.reserve(
+            handle.device_id, count, owner, share, session.process
+        )
+        session.reservations.add(number)
+        return Answer({"reservation": number, "pages": runs_of(reservation.pages)})
 
     def _commit(self, session: Session, request: Message) -> Answer:
-        layouts = _layouts(request, "layouts")
-        sizes = self._layouts.check_room(layouts)
+        layouts = layouts_of(request, "layouts")
         number = self._reservation_number(session, request)
-        session.reservations.pop(number)[1].commit()
-        self._layouts.put(layouts, sizes)
+        self.state.commit(number, layouts)
+        session.reservations.remove(number)
         return Answer({})
 
     def _forfeit(self, session: Session, request: Message) -> Answer:
         number = self._reservation_number(session, request)
-        session.reservations.pop(number)[1].forfeit()
+        session.reservations.remove(number)
+        self.state.forfeit(number)
         return Answer({})
 
     def _free(self, session: Session, request: Message) -> Answer:
-        handle, pool = self._of(request)
-        layouts, dropped = _layouts(request, "layouts"), _names(request, "drop_layouts")
-        sizes = self._layouts.check_room(layouts)
-        pool.free(_pages(request, handle), _text(request, "owner"))
-        for name in dropped:
-            self._layouts.drop(name)
-        self._layouts.put(layouts, sizes)
-        return Answer({})
+        handle = self._of(request).handle
+        layouts, dropped = layouts_of(request, "layouts"), names_of(request, "drop_layouts")
+        pages, owner = pages_of(request, handle), text_of(request, "owner")
+        freed = self.state.free(handle.device_id, pages, owner, dropped, layouts)
+        return Answer({"freed": freed})
 
     def _rename_owner(self, session: Session, request: Message) -> Answer:
-        handle, pool = self._of(request)
-        pages = _pages(request, handle)
-        pool.rename_owner(pages, _text(request, "old"), _text(request, "new"))
+        handle = self._of(request).handle
+        names = text_of(request, "old"), text_of(request, "new")
+        self.state.rename_owner(handle.device_id, pages_of(request, handle), *names)
         return Answer({})
 
     def _pages_of(self, session: Session, request: Message) -> Answer:
-        _, pool = self._of(request)
-        return Answer({"pages": _runs(pool.pages_of(_text(request, "owner")))})
+        pool = self._of(request).pool
+        return Answer({"pages": runs_of(pool.pages_of(text_of(request, "owner")))})
 
     def _trim(self, session: Session, request: Message) -> Answer:
-        handle, pool = self._of(request)
-        return Answer({"bytes": sum(self._owner.trim(handle, run) for run in pool.free_runs())})
+        device = self._of(request)
+        owner = self.state.owner_of(device.handle)
+        free = device.pool.free_runs()
+        return Answer({"bytes": sum(owner.trim(device.handle, run) for run in free)})
+
+    def _claims(self, session: Session, request: Message) -> Answer:
+        handle = self._of(request).handle
+        self.state.set_claims(handle.device_id, claims_of(request, "claims"))
+        return Answer({})
 
     def _put_layout(self, session: Session, request: Message) -> Answer:
-        layouts = _layouts(request, "layouts")
-        self._layouts.put(layouts, self._layouts.check_room(layouts))
+        self.state.put_layouts(layouts_of(request, "layouts"))
         return Answer({})
 
     def _get_layout(self, session: Session, request: Message) -> Answer:
-        return Answer({"layout": self._layouts.get(_text(request, "name"))})
+        return Answer({"layout": self.state.layouts.get(text_of(request, "name"))})
 
     def _drop_layout(self, session: Session, request: Message) -> Answer:
-        return Answer({"dropped": self._layouts.drop(_text(request, "name"))})
+        return Answer({"dropped": self.state.drop_layout(text_of(request, "name"))})
 
     def _layout_names(self, session: Session, request: Message) -> Answer:
         prefix = str(request.get("prefix", ""))
-        return Answer({"names": self._layouts.names(prefix)})
+        return Answer({"names": self.state.layouts.names(prefix)})
 
     def _channel(self, session: Session, request: Message) -> Answer:
-        sizes = _count(request, "ranks"), _count(request, "bytes_per_rank")
-        channel = self._channels.get(_text(request, "name"), *sizes)
+        sizes = count_of(request, "ranks"), count_of(request, "bytes_per_rank")
+        channel = self.channels.get(text_of(request, "name"), *sizes)
         return Answer({"bytes": channel.bytes, "ranks": channel.ranks}, channel.fds)
 
     def _drop_channel(self, session: Session, request: Message) -> Answer:
-        return Answer({"dropped": self._channels.drop(_text(request, "name"))})
+        return Answer({"dropped": self.channels.drop(text_of(request, "name"))})
+
+    # Operations after an HMM's death.
+
+    def _offer(self, session: Session, request: Message) -> Answer:
+        """A worker hands back the memory of a device that it still maps."""
+        device_id = text_of(request, "device")
+        if len(session.fds) != 1:
+            raise ProtocolError(f"an offer comes with 1 descriptor, not {len(session.fds)}")
+        session.maps = True
+        adopted = self.state.adopt(device_id, session.fds[0])
+        if adopted:
+            session.fds.clear()
+        return Answer({"adopted": adopted})
+
+    def _resume(self, session: Session, request: Message) -> Answer:
+        """A process takes up the reservations that it had when the HMM died."""
+        asked = numbers_of(request, "reservations")
+        taken = [number for number in asked if self.state.resume(number, session.process)]
+        session.reservations.update(taken)
+        committed = [number for number in asked if number in self.state.committed]
+        waiting = bool(self.state.waiting)
+        return Answer({"resumed": taken, "committed": committed, "waiting": waiting})
+
+    def _hand_over(self, session: Session, request: Message) -> Answer:
+        """A successor asks for everything; the loop does it, because it takes all connections."""
+        if self.state.waiting:
+            raise MappingError("memory is still awaited here: ask again in a few seconds")
+        if any(device.handle.fd < 0 for device in self.state.devices.values()):
+            raise MappingError("only devices that are one descriptor can be handed over")
+        session.takes_over = True
+        return Answer({})
+
+    def _recovery(self, session: Session, request: Message) -> Answer:
+        state = self.state
+        body = {"waiting": sorted(state.waiting), "lost": state.lost}
+        return Answer({**body, "quarantined": state.quarantined_pages()})
+
+    # Looking.
 
     def _usage(self, session: Session, request: Message) -> Answer:
         usage = [
             {
-                "device": device,
-                "page_bytes": self._handles[device].page_bytes,
-                "page_kind": self._handles[device].page_kind,
-                "total": pool.total,
-                "free": pool.free_count,
-                "reserved": pool.reserved_count,
-                "used": pool.used_by_owner(),
+                "device": name,
+                "page_bytes": device.handle.page_bytes,
+                "page_kind": device.handle.page_kind,
+                "total": device.pool.total,
+                "free": device.pool.free_count,
+                "reserved": device.pool.reserved_count,
+                "shared": device.pool.shared_count,
+                "used": device.pool.used_by_owner(),
             }
-            for device, pool in sorted(self._pools.items())
+            for name, device in sorted(self.state.devices.items())
         ]
-        return Answer({"usage": usage, "channels": self._channels.names()})
+        return Answer({"usage": usage, "channels": self.channels.names()})
+
+    def _owners(self, session: Session, request: Message) -> Answer:
+        """Who holds which pages of a device, as runs; shared pages with every holder."""
+        pool = self._of(request).pool
+        owned = pool.owned_runs()
+        body = {owner: [[r.first, r.count] for r in held] for owner, held in owned.items()}
+        free = [[run.first, run.count] for run in pool.free_runs()]
+        return Answer({"owners": body, "free": free, "reserved": pool.reserved_count})
 
     def _check(self, session: Session, request: Message) -> Answer:
         self.check()
@@ -221,89 +302,11 @@ class Table:
 
     # Parts.
 
-    def _of(self, request: Message) -> tuple[DeviceHandle, PagePool]:
-        device = _text(request, "device")
-        if device not in self._handles:
-            known = ", ".join(sorted(self._handles))
-            raise MappingError(f"node {self.node} has no device {device}; it has: {known}")
-        return self._handles[device], self._pools[device]
+    def _of(self, request: Message) -> Device:
+        return self.state.device(text_of(request, "device"))
 
     def _reservation_number(self, session: Session, request: Message) -> int:
-        number = _count(request, "reservation")
+        number = count_of(request, "reservation")
         if number not in session.reservations:
             raise MappingError(f"reservation {number} is not open on this connection")
         return number
-
-
-def _text(request: Message, key: str) -> str:
-    value = request.get(key)
-    if not isinstance(value, str) or not _is_name(value):
-        raise ProtocolError(f"{key!r} must be 1 to {NAME_BYTES_MAX} printable ASCII characters")
-    return value
-
-
-def _is_name(value: str) -> bool:
-    return 1 <= len(value) <= NAME_BYTES_MAX and value.isascii() and value.isprintable()
-
-
-def _count(request: Message, key: str) -> int:
-    value = request.get(key)
-    if type(value) is not int or not 0 <= value < 1 << 62:
-        raise ProtocolError(f"{key!r} must be a count")
-    return value
-
-
-def _pages(request: Message, handle: DeviceHandle) -> tuple[int, ...]:
-    """Pages sent as runs; their sum is checked before anything of that size is built."""
-    runs: list[PageRun] = []
-    value = request.get("pages")
-    for entry in value if isinstance(value, list) else [None]:
-        numbers = entry if isinstance(entry, list) else []
-        if len(numbers) != 2 or any(type(number) is not int for number in numbers):
-            raise ProtocolError("'pages' must be a list of [first, count]")
-        runs.append(PageRun(*numbers))
-    total = sum(run.count for run in runs)
-    if any(run.first < 0 or run.count < 1 for run in runs) or total > handle.page_count:
-        raise MappingError(
-            f"device {handle.device_id} has no such pages: {total} in {len(runs)} runs"
-        )
-    return expand(runs)
-
-
-def _layouts(request: Message, key: str) -> dict[str, Message]:
-    value = request.get(key, {})
-    if not isinstance(value, dict) or not all(isinstance(plain, dict) for plain in value.values()):
-        raise ProtocolError(f"{key!r} must map names to layouts")
-    if not all(_is_name(name) for name in value):
-        raise ProtocolError(f"a layout's name is 1 to {NAME_BYTES_MAX} printable ASCII characters")
-    return value
-
-
-def _names(request: Message, key: str) -> list[str]:
-    value = request.get(key, [])
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ProtocolError(f"{key!r} must be a list of names")
-    return value
-
-
-def _runs(pages: tuple[int, ...]) -> list[list[int]]:
-    return [[run.first, run.count] for run in coalesce(pages)]
-
-
-def error_body(error: Exception) -> Message:
-    """An error as a reply: class, text, and the fields to rebuild it from."""
-    body: Message = {
-        "type": type(error).__name__,
-        "message": str(getattr(error, "message", error))[: wire.GREETING_BYTES_MAX],
-        "next_step": getattr(error, "next_step", ""),
-    }
-    holders = getattr(error, "holders", None)
-    if holders is not None:
-        largest = sorted(holders.items(), key=lambda item: (-item[1], item[0]))[:HOLDERS_TOLD_MAX]
-        body |= {
-            "device": getattr(error, "device", ""),
-            "needed": getattr(error, "needed_pages", 0),
-            "free": getattr(error, "free_pages", 0),
-            "holders": dict(largest),
-        }
-    return body

@@ -75,6 +75,10 @@ class FrameReader:
         """Append what a socket returned."""
         self._buffer += data
 
+    def rest(self) -> bytes:
+        """What has been fed and not been cut off yet."""
+        return bytes(self._buffer)
+
     def next(self) -> dict[str, Any] | None:
         """The next whole message, or None. A ProtocolError ends the stream: it is beyond repair."""
         if len(self._buffer) < HEADER.size:

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import torch
 from torch import distributed
 
-from moectl.agents.engine.comm.base import CONTROL_WORDS, SoloExchange
+from moectl.agents.engine.comm.base import CONTROL_WORDS, Bounds, SoloExchange
 from moectl.agents.engine.comm.gloo import GlooExchange, GlooGroup, Rendezvous
 from moectl.agents.engine.comm.mixed import MixedExchange
 from moectl.agents.engine.comm.shm import ShmExchange, region_bytes
@@ -97,8 +97,11 @@ def all_to_all(exchange):
         parts = [part(exchange.rank, peer, call) for peer in ranks]
         expected = [part(peer, exchange.rank, call) for peer in ranks]
         # A bound is 0 exactly where nothing is sent, and often longer than what is sent.
-        bounds = [one.numel() + call % 7 * 100 if one.numel() else 0 for one in expected]
-        got = exchange.all_to_all(parts, bounds)
+        out_max, in_max = (
+            [one.numel() + call % 7 * 100 if one.numel() else 0 for one in given]
+            for given in (parts, expected)
+        )
+        got = exchange.all_to_all(parts, Bounds(out_max, in_max))
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)), call
         if call % 3 == 0:
             assert exchange.gather_control(words(exchange.rank, call))[0] == tuple(words(0, call))
@@ -108,7 +111,7 @@ def all_to_all(exchange):
 def empty(exchange):
     nothing = [torch.empty(0, dtype=torch.uint8)] * exchange.size
     for _ in range(10):
-        got = exchange.all_to_all(nothing, [0] * exchange.size)
+        got = exchange.all_to_all(nothing, Bounds([0] * exchange.size, [0] * exchange.size))
         assert [one.numel() for one in got] == [0] * exchange.size
     return "ok"
 
@@ -179,10 +182,13 @@ def killed(exchange):
 
 
 def too_large(exchange):
+    exchange.gather_control(words(exchange.rank, 0))
     parts = [torch.zeros(2 * PAYLOAD, dtype=torch.uint8)] * exchange.size
+    sizes = [PAYLOAD] * exchange.size
     try:
-        exchange.all_to_all(parts, [2 * PAYLOAD] * exchange.size)
+        exchange.all_to_all(parts, Bounds(sizes, sizes))
     except EngineError as error:
+        time.sleep(0.5)  # the others refuse too, before this one leaves
         return type(error).__name__
     return "ok"
 
@@ -244,7 +250,7 @@ def run_scenario(kind, scenario, store_port):
 
 
 def fork_store():
-    """A child that hosts the store until its stdin (our pipe) closes; returns (port, keep-alive fd)."""
+    """A child that hosts the store until our pipe closes; returns (port, keep-alive fd)."""
     port_r, port_w = os.pipe()
     life_r, life_w = os.pipe()
     if os.fork() == 0:

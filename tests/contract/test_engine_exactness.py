@@ -9,13 +9,8 @@ neighbours are.
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    MixtralConfig,
-    OlmoeConfig,
-    Qwen2MoeConfig,
-    Qwen3MoeConfig,
-)
+from moe_families import FAMILIES
+from transformers import AutoModelForCausalLM
 
 from moectl.agents.engine import local
 from moectl.agents.engine.engine import Engine, Limits
@@ -23,35 +18,6 @@ from moectl.agents.engine.moe import LocalMoe
 from moectl.agents.engine.request import Request, Sampling
 from moectl.kernels import native
 
-COMMON = {
-    "vocab_size": 256,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_experts_per_tok": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.1,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-QWEN3 = {"num_experts": 8, "moe_intermediate_size": 32, "head_dim": 16}
-QWEN2 = {"num_experts": 8, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48}
-FAMILIES = {
-    "qwen3": lambda: Qwen3MoeConfig(**COMMON, **QWEN3),
-    "qwen3-tied-window": lambda: Qwen3MoeConfig(
-        **COMMON, **QWEN3, tie_word_embeddings=True, use_sliding_window=True, sliding_window=12
-    ),
-    "qwen3-dense-first": lambda: Qwen3MoeConfig(**COMMON, **QWEN3, mlp_only_layers=[0]),
-    "qwen2": lambda: Qwen2MoeConfig(**COMMON, **QWEN2),
-    "qwen2-window": lambda: Qwen2MoeConfig(
-        **COMMON, **QWEN2, use_sliding_window=True, sliding_window=12, max_window_layers=1
-    ),
-    "mixtral-window": lambda: MixtralConfig(**COMMON, num_local_experts=4, sliding_window=12),
-    "olmoe-clip": lambda: OlmoeConfig(**COMMON, num_experts=8, clip_qkv=0.5),
-}
 LENGTHS = (5, 33, 18, 1, 50)
 NEW_TOKENS = 12
 
@@ -165,8 +131,12 @@ class Recorded:
 
 def logits_of(forward, moe, requests, limits, seed, arrive_every=0):
     """Logits by (request, index)."""
-    recorded = Recorded(forward)
     engine = local.open_engine(forward, limits, 32, scattered(32, seed))
+    return recorded_logits(engine, moe, requests, arrive_every)
+
+
+def recorded_logits(engine, moe, requests, arrive_every=0):
+    recorded = Recorded(engine.forward)
     engine.forward = recorded
     plan_step = engine.plan
 
@@ -180,7 +150,18 @@ def logits_of(forward, moe, requests, limits, seed, arrive_every=0):
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
-@pytest.mark.parametrize("family", ["qwen3", "qwen3-tied-window", "mixtral-window", "olmoe-clip"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "qwen3-tied-window",
+        "qwen2",
+        "mixtral-tied-window",
+        "olmoe-clip-tied-norm",
+        "deepseek2-grouped-tied-yarn",
+        "deepseek3",
+        "gpt-oss-tied-yarn-clip",
+    ],
+)
 def test_logits_have_the_same_bits_in_any_company(folders, family, backend, monkeypatch):
     if backend == "reference":
         monkeypatch.setattr(native, "extension", None)
@@ -229,3 +210,51 @@ def test_preempted_requests_end_with_the_same_tokens(qwen3):
     tight_engine = local.open_engine(forward, limits, 16)
     assert run_all(tight_engine, moe, requests) == roomy
     assert tight_engine.stats().preemptions > 0
+
+
+@pytest.mark.parametrize("family", ["qwen3-tied-window", "deepseek3", "gpt-oss"])
+def test_shared_prefixes_change_no_bit_of_the_logits(folders, family):
+    forward, moe = local.open_forward(folders(family))
+    common = prompts()[4]
+    requests = [Request(str(i), common[: 45 - i] + prompts()[i][:7], 6) for i in range(5)]
+    seen = []
+    for cached in (False, True):
+        limits = Limits(24, prefill_chunk=7, max_context=512, block_tokens=4, prefix_cache=cached)
+        engine = local.open_engine(forward, limits, 200)
+        seen.append(recorded_logits(engine, moe, requests))
+        assert (engine.stats().prompt_tokens_reused > 100) is cached
+    without, shared = seen
+    assert without.keys() == shared.keys()
+    assert all(torch.equal(without[key], shared[key]) for key in without)
+
+
+def test_a_repetition_penalty_gives_the_tokens_of_generate(folders, qwen3):
+    forward, moe = qwen3
+    model = AutoModelForCausalLM.from_pretrained(folders("qwen3")).eval()
+    penal = Sampling(repetition_penalty=1.7)
+    requests = [Request(str(i), prompt, 12, penal) for i, prompt in enumerate(prompts())]
+    got = run_all(local.open_engine(forward, Limits(max_context=512), 64), moe, requests)
+    for i, prompt in enumerate(prompts()):
+        ids = torch.tensor([prompt])
+        out = model.generate(
+            ids, max_new_tokens=12, do_sample=False, repetition_penalty=1.7, eos_token_id=-1
+        )
+        assert got[str(i)] == out[0, len(prompt) :].tolist()
+
+
+def test_log_probabilities_are_those_of_the_model(folders, qwen3):
+    forward, moe = qwen3
+    model = AutoModelForCausalLM.from_pretrained(folders("qwen3")).eval()
+    prompt = prompts()[1]
+    engine = local.open_engine(forward, Limits(max_context=512), 64)
+    engine.submit(Request("a", prompt, 5, Sampling(logprobs=4)))
+    told = []
+    while engine.has_work:
+        told += engine.run(engine.plan(), moe).tokens
+    ids = torch.tensor([[*prompt, *(each.token for each in told)]])
+    with torch.no_grad():
+        log_TV = torch.log_softmax(model(ids).logits[0].double(), -1)
+    for each in told:
+        log_V = log_TV[len(prompt) - 1 + each.index]
+        assert each.likelihood.drawn == pytest.approx(float(log_V[each.token]), abs=1e-4)
+        assert [token for token, _ in each.likelihood.top] == log_V.topk(4).indices.tolist()

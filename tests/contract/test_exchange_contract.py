@@ -1,4 +1,4 @@
-"""Every Exchange keeps the same promises, in real processes: shared memory, gloo, and both mixed."""
+"""Every Exchange keeps the same promises, in real processes: shared memory, gloo and both."""
 
 import json
 import os
@@ -83,7 +83,6 @@ def test_a_killed_peer_breaks_the_group_of_the_survivors(ranks):
     assert ranks.run("killed") == ["broken"] * (ranks.size - 1) + ["died of signal 9"]
 
 
-def test_parts_larger_than_the_shared_memory_are_refused_before_anything_is_written(ranks):
-    if ranks.kind != "shm":
-        pytest.skip("only shared memory has a fixed size")
+def test_parts_larger_than_was_agreed_are_refused_before_anything_is_sent(ranks):
+    need_peers(ranks)
     assert ranks.run("too_large") == ["EngineError"] * ranks.size

@@ -4,56 +4,31 @@ Two HMMs stand for two nodes, one fork server makes all workers, and the test is
 gateway: it speaks the control and the data protocol itself. No etcd, no controller.
 """
 
-import contextlib
 import json
 import os
-import queue
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
+from worker_fleet import EXPERT_BYTES, EXPERTS, LAYERS, PAGES_PER_EXPERT, Fleet, spread
+from worker_site import ADDRESS, DEADLINE_S, DEVICES, Site, wait_gone
+
 from moectl.agents.engine.local import open_engine, open_forward
 from moectl.agents.engine.release import release_device
 from moectl.agents.engine.request import Request
 from moectl.agents.engine.schedule import Limits
-from moectl.agents.launch.client import argv as fork_argv
-from moectl.agents.launch.orders import WorkerLaunch
 from moectl.core.plan import (
     DeviceId,
     Part,
-    Phase,
     Placement,
-    Prediction,
-    Step,
     StepKind,
     TransitionKind,
-    joining_ranks,
-    leaving_devices,
 )
-from moectl.core.records import TransitionRecord, to_plain
-from moectl.memory.hmm import wire
-from moectl.memory.hmm.client import HmmClient
-
-LAYERS, EXPERTS = 2, 10
-EXPERT_BYTES = 3 * 32 * 64 * 4
-PAGES_PER_EXPERT = 2
-DEADLINE_S = 60.0
-ENGINE = {
-    "maxBatchTokens": 32,
-    "maxRequests": 16,
-    "prefillChunk": 16,
-    "kvBlockTokens": 8,
-    "maxContext": 256,
-}
-SPEC = {"engine": ENGINE, "memory": {"kvPerDevice": 512 * 1024}}
-DEVICES = tuple(DeviceId(node, device) for node in ("n1", "n2") for device in ("d0", "d1"))
-ADDRESS = {"n1": "127.0.0.11", "n2": "127.0.0.12"}
+from moectl.core.records import to_plain
 
 
 @pytest.fixture(scope="module")
@@ -93,329 +68,6 @@ def expected(checkpoint):
         return known[prompt, count]
 
     return tokens
-
-
-def started(command, ready_fd):
-    read_fd, write_fd = os.pipe()
-    process = subprocess.Popen(
-        [part.replace("READY", str(write_fd)) for part in command], pass_fds=[write_fd]
-    )
-    os.close(write_fd)
-    with os.fdopen(read_fd, "rb") as pipe:
-        assert pipe.read(5) == b"ready", command
-    return process
-
-
-class Frames:
-    """A socket that speaks frames, with a thread that reads them."""
-
-    def __init__(self, sock, on_message):
-        self._sock, self._on_message = sock, on_message
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def send(self, message):
-        body = json.dumps(message).encode()
-        self._sock.sendall(len(body).to_bytes(4, "big") + body)
-
-    def _read(self):
-        with contextlib.suppress(OSError), self._sock.makefile("rb") as stream:
-            while head := stream.read(4):
-                self._on_message(json.loads(stream.read(int.from_bytes(head, "big"))))
-        self._on_message(None)
-
-    def close(self):
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        self._thread.join(5)
-        self._sock.close()
-
-
-class Handle:
-    """The test's end of one worker: control as its agent, data as a gateway."""
-
-    def __init__(self, fleet, device, pid, control_path):
-        self.fleet, self.device, self.pid = fleet, device, pid
-        self._replies, self._events, self._number = queue.Queue(), queue.Queue(), 0
-        sock = socket.socket(socket.AF_UNIX)
-        until = time.monotonic() + DEADLINE_S
-        while True:
-            try:
-                sock.connect(str(control_path))
-                break
-            except OSError:
-                assert time.monotonic() < until, f"the worker on {device} does not listen"
-                time.sleep(0.02)
-        self._control = Frames(sock, self._on_control)
-        self.address = self.call("status")["data_address"]
-        host, port = self.address.split(":")
-        self._data = Frames(socket.create_connection((host, int(port))), self._on_data)
-        self._data.send({"hello": 1, "secret": "s3cret"})
-
-    def call(self, op, **fields):
-        self._number += 1
-        self._control.send({"id": self._number, "op": op, **fields})
-        reply = self._replies.get(timeout=DEADLINE_S)
-        assert reply.get("ok"), reply
-        return reply
-
-    def event(self, name):
-        """The next event of that name; others in between are passed over."""
-        until = time.monotonic() + DEADLINE_S
-        while True:
-            event = self._events.get(timeout=max(until - time.monotonic(), 0.01))
-            if event["event"] == name:
-                return event
-
-    def submit(self, stream):
-        self._data.send({
-            "op": "submit", "id": stream.name, "prompt": list(stream.prompt),
-            "already": list(stream.tokens), "max_tokens": stream.count, "eos": [],
-            "sampling": {"temperature": 0.0},
-        })  # fmt: skip
-
-    def close(self):
-        self._control.close()
-        self._data.close()
-
-    def _on_control(self, message):
-        if message is not None:
-            (self._events if "event" in message else self._replies).put(message)
-
-    def _on_data(self, message):
-        if message is None or "ok" in message:
-            if message is None:
-                self.fleet.lost(self.device)
-            return
-        for name, index, token in message["tokens"]:
-            self.fleet.streams[name].token(index, token)
-        for name, reason in message["done"]:
-            self.fleet.streams[name].done(reason)
-
-
-class Stream:
-    """One request, as a gateway keeps it: replayed elsewhere when its rank leaves or dies."""
-
-    def __init__(self, fleet, name, prompt, count, device):
-        self.fleet, self.name, self.prompt, self.count = fleet, name, prompt, count
-        self.tokens, self.reason, self.device, self.replays = [], None, device, 0
-        self.ended = threading.Event()
-        self.moved_off = threading.Event()
-
-    def token(self, index, token):
-        assert index == len(self.tokens), f"{self.name}: token {index} after {len(self.tokens)}"
-        self.tokens.append(token)
-
-    def done(self, reason):
-        if reason in ("moved", "lost"):
-            self.moved_off.set()
-            self.fleet.homeless.put(self)
-            return
-        self.reason = reason
-        self.ended.set()
-        self.fleet.talk_on(self)
-
-
-class Site:
-    """Two nodes of two devices, a fork server and a store; they outlive the tests' fleets."""
-
-    def __init__(self, root):
-        self.root, self._processes = root, []
-        (root / "secret").write_text("s3cret")
-        for node in ADDRESS:
-            devices = [{"id": d, "hbm_bytes": 4 << 20, "page_bytes": 16384} for d in ("d0", "d1")]
-            (root / node).mkdir(mode=0o700)
-            self._processes.append(started([
-                sys.executable, "-P", "-m", "moectl.memory.hmm.server", "--socket",
-                str(root / node / "hmm.sock"), "--node", node, "--devices", json.dumps(devices),
-                "--ready-fd", "READY",
-            ], "READY"))  # fmt: skip
-        command = [
-            "READY" if part == "0" else part for part in fork_argv(root / "n1" / "fork.sock", 0)
-        ]
-        self._processes.append(started(command, "READY"))
-        self._fork = socket.socket(socket.AF_UNIX)
-        self._fork.connect(str(root / "n1" / "fork.sock"))
-        self.store = self.fork("spawn_store", host="127.0.0.11")
-
-    def fork(self, op, **fields):
-        self._fork.sendall(wire.pack({"op": op, **fields}))
-        head = self._fork.recv(4, socket.MSG_WAITALL)
-        body = self._fork.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)
-        reply = wire.unpack(body)
-        assert reply["ok"], reply
-        return reply
-
-    def hmm(self, node):
-        return HmmClient(self.root / node / "hmm.sock", "test")
-
-    def close(self):
-        os.kill(self.store["pid"], signal.SIGTERM)
-        for process in self._processes:
-            process.terminate()
-            assert process.wait(20) in (0, -signal.SIGTERM)
-
-
-class Fleet:
-    """Workers of one model on a site, and the transitions between its placements."""
-
-    operations = 0
-
-    def __init__(self, site, checkpoint):
-        self.site, self.checkpoint, self.hmm = site, checkpoint, site.hmm
-        self.workers, self.streams, self.homeless = {}, {}, queue.Queue()
-        self.placement, self.is_talking, self._lock = None, False, threading.Lock()
-
-    def spawn(self, device, instance):
-        root = self.site.root
-        control = root / device.node / f"{device.device}.sock"
-        launch = WorkerLaunch(
-            model="tiny", node=device.node, device=device.device, instance=instance,
-            node_address=ADDRESS[device.node], hmm_socket=str(root / device.node / "hmm.sock"),
-            control_socket=str(control), data_host=ADDRESS[device.node],
-            secret_file=str(root / "secret"), model_folder=str(self.checkpoint),
-            model_spec=SPEC, log_path=str(root / f"{device.node}-{device.device}.log"),
-        )  # fmt: skip
-        control.unlink(missing_ok=True)
-        pid = self.site.fork("spawn", config=launch.to_plain())["pid"]
-        self.workers[device] = Handle(self, device, pid, control)
-
-    def record(self, kind, new, steps):
-        Fleet.operations += 1
-        now = time.time()
-        return TransitionRecord(
-            operation_id=f"op{Fleet.operations}", model="tiny", kind=kind, phase=Phase.PREPARE,
-            generation=1, old=self.placement, new=new, steps=steps,
-            prediction=Prediction(0, 0, 0, {}, 0.0, 0.0, 0), accepted_at=now, phase_at={},
-            deadline_at=now + DEADLINE_S, store_address=f"127.0.0.11:{self.site.store['port']}",
-            model_spec=SPEC,
-        )  # fmt: skip
-
-    def change(self, kind, new, steps):
-        """Prepare, commit; returns the record and the figures. Retiring is the caller's."""
-        record = self.record(kind, new, steps)
-        members = self.prepare(record)
-        figures = {device: self.workers[device].event("prepared") for device in members}
-        assert all(each["ok"] for each in figures.values()), figures
-        self.commit(record, members)
-        return record, {device: each["figures"] for device, each in figures.items()}
-
-    def prepare(self, record):
-        for rank in joining_ranks(record.old, record.new):
-            if (old := self.workers.pop(record.new.ranks[rank], None)) is not None:
-                old.close()
-            self.spawn(record.new.ranks[rank], record.new.instances[rank])
-        leaving = leaving_devices(record.old, record.new)
-        members = [*record.new.ranks, *(d for d in leaving if d in self.workers)]
-        for device in members:
-            self.workers[device].call("prepare", transition=to_plain(record))
-        return members
-
-    def commit(self, record, members):
-        for device in members:
-            self.workers[device].call("commit", operation_id=record.operation_id)
-        for device in members:
-            assert self.workers[device].event("committed")["ok"]
-        self.placement = record.new
-        self.place_homeless()
-
-    def retire(self, record):
-        freed = {}
-        for device in [*record.new.ranks, *leaving_devices(record.old, record.new)]:
-            if device in self.workers:
-                self.workers[device].call("retire", operation_id=record.operation_id)
-                event = self.workers[device].event("retired")
-                assert event["ok"], event
-                freed[device] = event["figures"]["pages_freed"]
-        for device in leaving_devices(record.old, record.new):
-            self.end(device)
-        return freed
-
-    def end(self, device):
-        worker = self.workers.pop(device, None)
-        if worker is not None:
-            worker.call("stop")
-            wait_gone(worker.pid)
-            worker.close()
-
-    def start_stream(self, prompt, count, device):
-        with self._lock:
-            stream = Stream(self, f"r{len(self.streams)}", prompt, count, device)
-            self.streams[stream.name] = stream
-        self.workers[device].submit(stream)
-        return stream
-
-    def talk_on(self, stream):
-        """A conversation that ended begins anew, as long as there is to be load."""
-        if self.is_talking:
-            self.start_stream(stream.prompt, stream.count, stream.device)
-
-    def place_homeless(self):
-        """Replay requests that lost their rank on the first rank."""
-        while True:
-            try:
-                stream = self.homeless.get_nowait()
-            except queue.Empty:
-                return
-            stream.device, stream.replays = self.placement.ranks[0], stream.replays + 1
-            self.workers[stream.device].submit(stream)
-
-    def lost(self, device):
-        for stream in self.streams.values():
-            if stream.device == device and not stream.ended.is_set():
-                stream.done("lost")
-
-    def close(self):
-        """End every worker and give every page back."""
-        self.is_talking = False
-        for device in list(self.workers):
-            with contextlib.suppress(AssertionError, OSError, queue.Empty):
-                self.end(device)
-        for device in DEVICES:
-            with self.hmm(device.node) as hmm:
-                release_device(hmm, "tiny", device.device)
-
-
-def wait_gone(pid):
-    with contextlib.suppress(ProcessLookupError):
-        handle = os.pidfd_open(pid)
-        try:
-            import select
-
-            poller = select.poll()
-            poller.register(handle, select.POLLIN)
-            assert poller.poll(DEADLINE_S * 1000), f"process {pid} does not end"
-        finally:
-            os.close(handle)
-
-
-def spread(old, ranks, epoch, instances=None):
-    """A placement with counts that differ by at most one per layer and few moves, and its steps."""
-    owners, steps = [], []
-    kept = {device: rank for rank, device in enumerate(ranks)}
-    for layer in range(LAYERS):
-        size = -(-EXPERTS // len(ranks))
-        count, mine, homeless = [0] * len(ranks), {}, []
-        for expert in range(EXPERTS):
-            holder = old.ranks[old.owners[layer][expert][0]] if old else None
-            rank = kept.get(holder)
-            if rank is not None and count[rank] < size:
-                mine[expert], count[rank] = rank, count[rank] + 1
-            else:
-                homeless.append((expert, holder))
-        for expert, holder in homeless:
-            rank = count.index(min(count))
-            mine[expert], count[rank] = rank, count[rank] + 1
-            kind = StepKind.COPY if holder is not None else StepKind.LOAD
-            steps.append(Step(kind, Part.EXPERT, ranks[rank], 1, layer, expert, holder))
-        owners.append(tuple((mine[expert],) for expert in range(EXPERTS)))
-    new = Placement("tiny", epoch, ranks, tuple(owners), instances or (1,) * len(ranks))
-    for rank in joining_ranks(old, new):
-        near = [d for d in old.ranks if d.node == ranks[rank].node] if old else []
-        source = (near or list(old.ranks))[0] if old else None
-        kind = StepKind.COPY if source else StepKind.LOAD
-        steps.append(Step(kind, Part.SHARED, ranks[rank], 1, source=source))
-    return new, tuple(steps)
 
 
 @pytest.fixture(scope="module")
@@ -518,6 +170,31 @@ def test_a_killed_worker_is_healed_from_the_pages_it_left(fleet, expected):
     assert expert_pages(fleet) == before
 
 
+def test_workers_serve_on_while_their_hmm_is_killed_and_the_next_one_knows_all(
+    fleet, site, expected
+):
+    create(fleet, 2)
+    held = expert_pages(fleet)
+    pids = {device: worker.pid for device, worker in fleet.workers.items()}
+    streams = [fleet.start_stream(prompt(120 + n, 9), 60, DEVICES[n]) for n in range(2)]
+    site.kill_hmm("n1")
+    finish(fleet, streams, expected)
+    assert expert_pages(fleet) == held
+    with fleet.hmm("n1") as hmm:
+        told = hmm.recovery()
+        assert (told["waiting"], told["lost"], told["quarantined"]) == ([], [], 0)
+    streams = [fleet.start_stream(prompt(130 + n, 9), 60, DEVICES[n]) for n in range(2)]
+    new, steps = spread(fleet.placement, DEVICES[:4], fleet.placement.epoch + 1)
+    record, _ = fleet.change(TransitionKind.SCALE, new, steps)
+    fleet.retire(record)
+    finish(fleet, streams, expected)
+    assert {d: fleet.workers[d].pid for d in pids} == pids
+    held = expert_pages(fleet)
+    for device in DEVICES:
+        count = len(list(new.experts_on(new.rank_of(device))))
+        assert held[device] == count * PAGES_PER_EXPERT
+
+
 def test_a_forfeit_gives_everything_back_and_the_old_epoch_serves_on(fleet, expected):
     create(fleet, 2)
     before = expert_pages(fleet)
@@ -555,6 +232,85 @@ def test_a_forfeit_ends_a_preparation_whose_peers_never_come(fleet, expected):
     fleet.workers[DEVICES[0]].call("forfeit", operation_id=record.operation_id)
     assert fleet.workers[DEVICES[0]].event("forfeited")["ok"]
     assert fleet.workers[DEVICES[0]].call("status")["prepared_operation"] == ""
+
+
+def test_a_lost_node_is_healed_on_the_node_that_is_left(fleet, expected):
+    """Node n2 dies with all it holds: its experts come from the checkpoint."""
+    create(fleet, 4)
+    streams = [fleet.start_stream(prompt(80 + n, 10), 60, DEVICES[n]) for n in range(4)]
+    while not all(stream.tokens for stream in streams):
+        time.sleep(0.01)
+    for device in DEVICES[2:]:
+        os.kill(fleet.workers.pop(device).pid, signal.SIGKILL)
+    for device in DEVICES[:2]:
+        fleet.workers[device].call("peer_lost", epoch=1)
+    new, steps = spread(fleet.placement, DEVICES[:2], 2)
+    loads = tuple(replace(step, kind=StepKind.LOAD, source=None) for step in steps)
+    record, figures = fleet.change(TransitionKind.HEAL, new, loads)
+    fleet.retire(record)
+    assert sum(each["bytes_copied"] for each in figures.values()) == len(loads) * EXPERT_BYTES
+    finish(fleet, streams, expected)
+
+
+def test_a_death_while_preparing_is_told_and_the_old_epoch_serves_on(fleet, expected):
+    create(fleet, 2)
+    fleet.is_talking = True
+    for n in range(2):
+        fleet.start_stream(prompt(90 + n, 10), 40, DEVICES[n])
+    new, steps = spread(fleet.placement, DEVICES[:4], 2)
+    record = fleet.record(TransitionKind.SCALE, new, steps)
+    for rank in (2, 3):
+        fleet.spawn(DEVICES[rank], 1)
+    for device in DEVICES[:3]:  # the last one is never told: the others wait for it in their groups
+        fleet.workers[device].call("prepare", transition=to_plain(record))
+    os.kill(fleet.workers.pop(DEVICES[3]).pid, signal.SIGKILL)
+    for device in DEVICES[:3]:
+        fleet.workers[device].call("forfeit", operation_id=record.operation_id)
+    for device in DEVICES[:3]:
+        assert fleet.workers[device].event("forfeited")["ok"]
+    fleet.end(DEVICES[2])
+    assert set(expert_pages(fleet).values()) == {0, EXPERTS * LAYERS // 2 * PAGES_PER_EXPERT}
+    fleet.is_talking = False
+    finish(fleet, list(fleet.streams.values()), expected)
+
+
+def test_a_rank_that_dies_in_the_new_epoch_is_healed_from_there(fleet, expected):
+    """COMMIT is never taken back: whoever had flipped, all meet again in the epoch after it."""
+    create(fleet, 2)
+    streams = [fleet.start_stream(prompt(100 + n, 10), 150, DEVICES[n]) for n in range(2)]
+    new, steps = spread(fleet.placement, DEVICES[:3], 2)
+    record = fleet.record(TransitionKind.SCALE, new, steps)
+    members = fleet.prepare(record)
+    for device in members:
+        assert fleet.workers[device].event("prepared")["ok"]
+    fleet.workers[DEVICES[0]].call("commit", operation_id=record.operation_id)
+    os.kill(fleet.workers[DEVICES[2]].pid, signal.SIGKILL)
+    fleet.workers[DEVICES[1]].call("commit", operation_id=record.operation_id)
+    for device in DEVICES[:2]:
+        fleet.workers[device].call("peer_lost", epoch=2)
+        assert fleet.workers[device].event("committed")["ok"]
+        assert fleet.workers[device].event("broken")["epoch"] == 2
+    fleet.placement = new
+    healed = replace(new, epoch=3, instances=(1, 1, 2))
+    fleet.retire(fleet.change(TransitionKind.HEAL, healed, ())[0])
+    streams.append(fleet.start_stream(prompt(103, 10), 30, DEVICES[2]))
+    finish(fleet, streams, expected)
+    assert [stream.replays for stream in streams[:2]] == [0, 0]
+
+
+def test_who_has_no_secret_or_speaks_nonsense_is_cut_off_and_nobody_else(fleet, expected):
+    create(fleet, 1)
+    worker = fleet.workers[DEVICES[0]]
+    host, port = worker.address.split(":")
+    wrong = ({"hello": 1, "secret": "guess"}, {"op": "submit", "id": "a"})
+    for first in (*(json.dumps(each).encode() for each in wrong), b"nonsense"):
+        with socket.create_connection((host, int(port))) as sock:
+            sock.sendall(len(first).to_bytes(4, "big") + first)
+            assert sock.recv(100) == b""
+    stream = fleet.start_stream(prompt(110, 300), 20, DEVICES[0])  # longer than the context
+    assert stream.ended.wait(DEADLINE_S)
+    assert stream.reason.startswith("refused:a prompt of 300 tokens")
+    finish(fleet, [fleet.start_stream(prompt(111, 20), 20, DEVICES[0])], expected)
 
 
 def test_a_stopped_worker_tells_its_requests_to_move_and_its_device_can_be_released(fleet):

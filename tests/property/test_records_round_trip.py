@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moectl.core import plan, records
+from moectl.core import codec, plan, records
 from moectl.core.errors import ProtocolError
 from moectl.core.plan import DeviceId
 
@@ -33,7 +33,7 @@ RECORDS = sorted({plan.Placement, *RECORDS} - {DeviceId}, key=lambda kind: kind.
 
 def built(kind: Any) -> st.SearchStrategy[Any]:
     """Any value of a record; fields of free-form JSON get JSON."""
-    hints = records._fields(kind)[0]
+    hints = codec._fields(kind)[0]
     free = {
         name: st.dictionaries(NAMES, JSON_VALUES, max_size=3)
         for name in hints
@@ -58,7 +58,7 @@ def test_unknown_and_missing_fields_are_refused_by_name(kind: Any, data: st.Data
     plain = records.to_plain(data.draw(built(kind)))
     with pytest.raises(ProtocolError, match="unknown fields"):
         records.from_plain(kind, plain | {"surprise": 1})
-    required = sorted(records._fields(kind)[1])
+    required = sorted(codec._fields(kind)[1])
     name = data.draw(st.sampled_from(required))
     with pytest.raises(ProtocolError, match=name):
         records.from_plain(kind, {key: value for key, value in plain.items() if key != name})

@@ -5,6 +5,8 @@ the KV is a dictionary from (block, position in it) to what was written there, s
 read what was never written, or another request's block, is caught.
 """
 
+from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -31,7 +33,7 @@ def right_answer(request, limits):
     generated = []
     while True:
         generated.append(next_token(tokens + generated))
-        if generated[-1] == EOS:
+        if generated[-1] in request.eos_ids:
             return generated, DoneReason.STOP
         total = len(tokens) + len(generated)
         if len(generated) >= request.max_tokens or total >= limits.max_context:
@@ -73,9 +75,12 @@ class Rig:
             sampled.append(
                 next_token([int(self.kv[self.place(paged, row, p)]) for p in range(length)])
             )
-        held = [block for item in plan.items for block in item.sequence.blocks]
-        assert len(held) == len(set(held))
-        assert max(held) < self.blocks.total and size > 0
+        held = Counter(block for each in self.scheduler._running for block in each.blocks)
+        assert max(held) < self.blocks.total
+        for item in plan.items:  # what is written belongs to one request alone
+            last = (item.start + item.count - 1) // size
+            written = item.sequence.blocks[item.start // size : last + 1]
+            assert all(held[block] == 1 for block in written)
         return sampled
 
     def place(self, paged, row, position):
@@ -102,15 +107,22 @@ class Rig:
 
 
 def load(seed, count, longest):
+    """Requests of which about half begin like another one; some are more urgent."""
     random = Random(seed)
+    prompts = []
+    for _ in range(count):
+        begin = random.choice(prompts) if prompts and random.random() < 0.5 else ()
+        own = tuple(random.randint(1, 11) for _ in range(random.randint(1, longest)))
+        prompts.append((begin[: random.randint(0, 40)] + own)[:longest])
     return [
         Request(
             str(i),
-            tuple(random.randint(1, 11) for _ in range(random.randint(1, longest))),
+            prompt,
             random.randint(1, 20),
             eos_ids=(EOS,),
+            priority=random.choice((0, 0, 0, 1, 2)),
         )
-        for i in range(count)
+        for i, prompt in enumerate(prompts)
     ]
 
 
@@ -121,6 +133,7 @@ budgets = st.builds(
     prefill_chunk=st.integers(1, 20),
     block_tokens=st.integers(1, 8),
     max_context=st.just(64),
+    prefix_cache=st.sampled_from((True, True, False)),
 )
 
 
@@ -193,7 +206,7 @@ def test_a_short_prompt_behind_long_ones_starts_within_a_round():
     limits = Limits(max_batch_tokens=16, max_requests=8, prefill_chunk=8, max_context=4096)
     rig = Rig(limits, 4096)
     for i in range(4):
-        rig.scheduler.submit(Request(f"long{i}", tuple(1 for _ in range(1000)), 5))
+        rig.scheduler.submit(Request(f"long{i}", (i + 1,) * 1000, 5))
     rig.step()
     rig.scheduler.submit(Request("short", (1, 2, 3), 5))
     steps = 0
@@ -218,11 +231,62 @@ def test_a_queue_of_prompts_is_read_in_whole_rounds():
     limits = Limits(max_batch_tokens=8, max_requests=6, prefill_chunk=4, max_context=4096)
     rig = Rig(limits, 4096)
     for i in range(4):
-        rig.scheduler.submit(Request(str(i), tuple(1 for _ in range(100)), 5))
+        rig.scheduler.submit(Request(str(i), (i + 1,) * 100, 5))
     for _ in range(10):
         rig.step()
     read = [sequence.computed for sequence in rig.scheduler._running]
     assert max(read) - min(read) <= limits.prefill_chunk
+
+
+def test_a_prefix_is_computed_once_whether_it_comes_together_or_later():
+    limits = Limits(max_batch_tokens=32, max_requests=8, prefill_chunk=8, block_tokens=4)
+    prefix, rows = tuple(range(1, 12)) * 4, []
+    for together in (True, False):
+        rig = Rig(limits, 400)
+        for i in range(6):
+            rig.scheduler.submit(Request(str(i), (*prefix, i + 1, i + 2), 3))
+            if not together:
+                rig.finish(100)
+        rig.finish(100)
+        rows.append(rig.scheduler.prompt_tokens_reused)
+        assert rig.blocks.remembered_count > 0
+    assert rows == [5 * 44, 5 * 44]
+
+
+def test_requests_of_another_salt_share_nothing():
+    rig = Rig(Limits(block_tokens=4), 400)
+    for i, salt in enumerate(("", "a", "b", "a")):
+        rig.scheduler.submit(Request(str(i), (7,) * 41, 2, cache_salt=salt))
+        rig.finish(50)
+    assert rig.scheduler.prompt_tokens_reused == 40
+
+
+def test_a_resting_prefix_gives_way_before_anything_is_refused():
+    rig = Rig(Limits(block_tokens=4, max_context=64), 16)
+    for i in range(8):
+        rig.scheduler.submit(Request(str(i), (i + 1,) * 40, 4))
+        rig.finish(50)
+    assert rig.scheduler.preemptions == 0 and rig.blocks.free_count == 16
+
+
+def test_an_urgent_request_takes_the_place_of_the_last_in_line():
+    limits = Limits(max_batch_tokens=16, max_requests=2, prefill_chunk=8, block_tokens=4)
+    rig = Rig(limits, 400)
+    requests = load(5, 4, 30)
+    requests = [replace(each, max_tokens=20, eos_ids=(), priority=0) for each in requests]
+    for each in requests[:3]:
+        rig.scheduler.submit(each)
+    for _ in range(6):
+        rig.step()
+    rig.scheduler.submit(replace(requests[3], priority=1))
+    rig.step()
+    assert "3" in {each.request.id for each in rig.scheduler._running}
+    assert rig.scheduler.preemptions == 1
+    rig.finish(500)
+    order = list(rig.dones)
+    assert order.index("3") < order.index("2")
+    for each in requests:
+        assert rig.tokens[each.id] == right_answer(each, limits)[0]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +327,7 @@ def test_a_replay_with_nothing_left_to_do_ends_at_once():
 def test_planning_twice_gives_the_same_rows():
     scheduler = Scheduler(Limits(16, 8, 8), BlockAllocator(64))
     for i in range(4):
-        scheduler.submit(Request(str(i), tuple(range(1, 30)), 5))
+        scheduler.submit(Request(str(i), tuple(range(i + 1, i + 30)), 5))
     first, second = scheduler.plan_step(), scheduler.plan_step()
     assert first == second
     assert np.array_equal(

@@ -1,13 +1,13 @@
 """What does a step need from its process group, whatever carries the bytes?
 
-An `Exchange` is one epoch's group: every rank calls the same methods in the same order. Nothing here
-or in its implementations knows about models, experts or requests.
+An `Exchange` is one epoch's group: every rank calls the same methods in the same order. Nothing
+here or in its implementations knows about models, experts or requests.
 
 Rules that every implementation keeps (one contract suite runs them all):
 - A call returns what all peers gave to the same call, or raises ExchangeBrokenError; every wait has
   a deadline and sleeps (never spins).
-- A part is empty exactly where its receiver expects nothing (`bytes_in_max` 0): both sides know it
-  from the step's control words, so that no message is sent for it.
+- Both ends of a pair know the bound of what one sends the other (from the step's control words, or
+  from an exchange before). Where it is 0 the part is empty and no message is sent.
 - Tensors returned by `all_to_all` may lie in shared memory: they are valid until the next call.
 - `abort` may be called from any thread, more than once: the waits of this rank end, and so do its
   peers' (a broken group must never hold a rank until its deadline).
@@ -17,6 +17,7 @@ Legend: W control words.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -30,6 +31,17 @@ CONTROL_WORDS = 12
 #: prefill chunk on eight ranks that share two cores takes about a second); a lost peer is told by
 #: its agent long before.
 DEADLINE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Bytes that a part may have at most: `out_max[r]` to rank r, `in_max[r]` from it.
+
+    out_max[r] here is in_max[this rank] at rank r; a transport may pad parts to it.
+    """
+
+    out_max: Sequence[int]
+    in_max: Sequence[int]
 
 
 class Exchange(Protocol):
@@ -47,12 +59,10 @@ class Exchange(Protocol):
         """
         ...
 
-    def all_to_all(
-        self, parts: Sequence[torch.Tensor], bytes_in_max: Sequence[int]
-    ) -> list[torch.Tensor]:
+    def all_to_all(self, parts: Sequence[torch.Tensor], bounds: Bounds) -> list[torch.Tensor]:
         """Give `parts[r]` (uint8, 1-D, contiguous) to rank r, and get one part from every rank.
 
-        `bytes_in_max[r]` bounds what rank r sends here. The own part is handed back as it is.
+        The own part is handed back as it is. Raises EngineError when a part is over its bound.
         """
         ...
 
@@ -88,9 +98,7 @@ class SoloExchange:
         self._check()
         return [checked_words(mine)]
 
-    def all_to_all(
-        self, parts: Sequence[torch.Tensor], bytes_in_max: Sequence[int]
-    ) -> list[torch.Tensor]:
+    def all_to_all(self, parts: Sequence[torch.Tensor], bounds: Bounds) -> list[torch.Tensor]:
         """See Exchange.all_to_all."""
         self._check()
         return [parts[0]]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from ....core.errors import ExchangeBrokenError
+from .base import Bounds
 from .gloo import GlooExchange
 from .shm import ShmExchange
 
@@ -40,13 +41,11 @@ class MixedExchange:
             words[rank] = given
         return words
 
-    def all_to_all(
-        self, parts: Sequence[torch.Tensor], bytes_in_max: Sequence[int]
-    ) -> list[torch.Tensor]:
+    def all_to_all(self, parts: Sequence[torch.Tensor], bounds: Bounds) -> list[torch.Tensor]:
         """See Exchange.all_to_all."""
         with self._breaking_together():
-            self._remote.post(parts, bytes_in_max)
-            near = self._near(parts, bytes_in_max)
+            self._remote.post(parts, bounds)
+            near = self._near(parts, bounds)
             received = self._remote.collect(parts)
         for rank, given in zip(self._local_ranks, near, strict=False):
             received[rank] = given
@@ -77,12 +76,11 @@ class MixedExchange:
             self.abort(error.message)
             raise
 
-    def _near(
-        self, parts: Sequence[torch.Tensor], bytes_in_max: Sequence[int]
-    ) -> list[torch.Tensor]:
+    def _near(self, parts: Sequence[torch.Tensor], bounds: Bounds) -> list[torch.Tensor]:
         if self._local is None:
             return []
-        return self._local.all_to_all(
-            [parts[rank] for rank in self._local_ranks],
-            [bytes_in_max[rank] for rank in self._local_ranks],
+        ranks = self._local_ranks
+        near = Bounds(
+            [bounds.out_max[rank] for rank in ranks], [bounds.in_max[rank] for rank in ranks]
         )
+        return self._local.all_to_all([parts[rank] for rank in ranks], near)

@@ -1,4 +1,4 @@
-"""How do ranks on one node exchange bytes? Through one shared memory and a pair of event descriptors.
+"""How do ranks on one node exchange bytes? Through shared memory and a doorbell for every pair.
 
 Every rank writes only into its own region and reads its peers'. A region is a header and two
 buffers that calls use in turn; call number k uses buffer k % 2:
@@ -6,9 +6,9 @@ buffers that calls use in turn; call number k uses buffer k % 2:
     region of a rank:  | header 4 KiB                          | buffer 0      | buffer 1      |
     header (8 B each): | state | call | 2 x control words | 2 x ranks x (offset, bytes)       |
 
-Two buffers are enough: a rank writes buffer k % 2 again in call k + 2, which it enters only after it
-has every peer's signal of call k + 1, which a peer gives only once it is done with call k. For the
-same reason what a call returned stays valid until the next call, and nothing is copied out.
+Two buffers are enough: a rank writes buffer k % 2 again in call k + 2, which it enters only after
+it has every peer's signal of call k + 1, which a peer gives only once it is done with call k. For
+the same reason what a call returned stays valid until the next call, and nothing is copied out.
 
 An event descriptor only wakes: whether a peer has entered call k is read from its header, and only
 after a system call (a full barrier), so that its data is visible too.
@@ -25,7 +25,7 @@ from typing import Protocol
 import torch
 
 from ....core.errors import EngineError, ExchangeBrokenError
-from .base import CONTROL_WORDS, DEADLINE_S, checked_words
+from .base import CONTROL_WORDS, DEADLINE_S, Bounds, checked_words
 
 HEADER_BYTES = 4096
 _OPEN, _CLOSED = 0, 1
@@ -37,8 +37,15 @@ RANKS_MAX = (HEADER_BYTES // 8 - _TABLE) // 4
 class Channel(Protocol):
     """What the HMM hands out for a node's group: one memory, and eventfds[i][j] waking j for i."""
 
-    memfd: int
-    eventfds: Sequence[Sequence[int]]
+    @property
+    def memfd(self) -> int:
+        """The memory: one region per rank."""
+        ...
+
+    @property
+    def eventfds(self) -> Sequence[Sequence[int]]:
+        """The doorbells."""
+        ...
 
 
 def region_bytes(payload_bytes_max: int) -> int:
@@ -96,15 +103,12 @@ class ShmExchange:
         self._wait_for_peers(deadline_s)
         return [tuple(header[first : first + CONTROL_WORDS]) for header in self._headers]
 
-    def all_to_all(
-        self, parts: Sequence[torch.Tensor], bytes_in_max: Sequence[int]
-    ) -> list[torch.Tensor]:
+    def all_to_all(self, parts: Sequence[torch.Tensor], bounds: Bounds) -> list[torch.Tensor]:
         """See Exchange.all_to_all."""
-        self.post(parts)
-        return self.collect(parts, bytes_in_max)
+        self._post(parts)
+        return self._collect(parts, bounds.in_max)
 
-    def post(self, parts: Sequence[torch.Tensor]) -> None:
-        """The first half of `all_to_all`: write and signal, wait for nobody."""
+    def _post(self, parts: Sequence[torch.Tensor]) -> None:
         parity = self._begin()
         needed = sum(part.numel() for part in parts) + 64 * self.size
         if needed > self._half_bytes:
@@ -121,10 +125,9 @@ class ShmExchange:
             offset += -(-count // 64) * 64
         self.signal()
 
-    def collect(
+    def _collect(
         self, parts: Sequence[torch.Tensor], bytes_in_max: Sequence[int]
     ) -> list[torch.Tensor]:
-        """The second half of `all_to_all`: wait for every peer, return views of what they gave."""
         self._wait_for_peers(None)
         entry = self._entry(self._call % 2, self.rank)
         received = []

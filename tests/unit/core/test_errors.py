@@ -19,6 +19,8 @@ CODES = {
     "DeadlineError": 5,
     "StoreError": 1,
     "StoreUnavailableError": 1,
+    "StoreNoLeaderError": 1,
+    "StoreQuotaError": 1,
     "StoreAmbiguousError": 1,
     "CompactedError": 1,
     "LeaseLostError": 1,

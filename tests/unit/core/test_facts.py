@@ -167,6 +167,7 @@ def test_a_shape_that_config_contradicts_is_named(folder: Path) -> None:
 
 def test_an_unknown_family_is_refused_and_the_known_ones_are_listed(folder: Path) -> None:
     change_config(folder, architectures=["LlamaForCausalLM"])
+    write_file(folder / "model.safetensors", {"model.embed_tokens.weight": (5, 4)})
     with pytest.raises(CheckpointError, match=r"(?s)'LlamaForCausalLM' is unsupported.*Qwen3Moe"):
         read_model_facts(folder)
 
@@ -176,3 +177,21 @@ def test_a_field_without_a_usable_number_is_named(folder: Path, value: Any) -> N
     change_config(folder, hidden_size=value)
     with pytest.raises(CheckpointError, match="hidden_size"):
         read_model_facts(folder)
+
+
+def test_quantized_weights_are_refused_with_what_to_do(folder: Path) -> None:
+    change_config(folder, quantization_config={"quant_method": "mxfp4"})
+    with pytest.raises(CheckpointError, match=r"(?s)quantized.*bfloat16"):
+        read_model_facts(folder)
+
+
+def test_an_unlisted_architecture_with_experts_of_a_known_spelling_is_counted(folder: Path) -> None:
+    change_config(folder, architectures=["NewMoeForCausalLM"], mlp_only_layers=None)
+    assert read_model_facts(folder).moe_layers == (0, 2)  # where experts are found
+
+
+def test_layers_past_the_models_own_are_not_loaded(folder: Path) -> None:
+    before = read_model_facts(folder).shared_elements
+    extra = {"model.layers.3.enorm.weight": (4,), "model.layers.3.mlp.experts.0.up_proj": (9, 9)}
+    write_file(folder / "model.safetensors", tensors_of() | extra)
+    assert read_model_facts(folder).shared_elements == before

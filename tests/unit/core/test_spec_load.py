@@ -107,7 +107,8 @@ def test_the_message_has_file_line_path_reason_and_fix() -> None:
     assert str(caught.value).splitlines() == [
         "1 mistake in the spec",
         "  x.yaml:7: spec.engine.maxRequest: unknown field; fix: did you mean 'maxRequests'? known:"
-        " maxBatchTokens, maxRequests, prefillChunk, kvBlockTokens, maxContext, dtype",
+        " maxBatchTokens, maxRequests, prefillChunk, kvBlockTokens, maxContext, dtype,"
+        " prefixCache",
     ]
     assert caught.value.exit_code == 3
 

@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    JambaConfig,
+    Lfm2MoeConfig,
+    LlamaConfig,
+    Qwen3MoeConfig,
+)
 
 from moectl.agents.engine import local
 from moectl.agents.engine.engine import EngineRefused, Limits
@@ -180,7 +186,7 @@ def test_the_shape_names_moe_layers_and_one_experts_tensors(folder):
     shape = model_shape(template)
     assert shape.moe_layers == (0, 2) and shape.layers == 3 and shape.experts == 6
     assert shape.kv_block_shape(4) == (3, 2, 4, 2, 8)
-    assert expert_tensor_shapes(template.config) == {"gate_up": (32, 32), "down": (32, 16)}
+    assert expert_tensor_shapes(template) == {"gate_up": (32, 32), "down": (32, 16)}
 
 
 def test_shared_tensors_are_everything_but_experts(folder):
@@ -230,11 +236,44 @@ def test_models_that_cannot_run_are_refused_with_the_reason(tmp_path):
     LlamaConfig(**small, **heads).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="no routed experts"):
         build_template(tmp_path)
-    GptOssConfig(**small, **heads, num_local_experts=4).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="biases or transposed"):
-        build_template(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
+        build_template(tmp_path)
+
+
+REFUSED = {
+    "dynamic": "longest row",
+    "chunked": "chunked_attention|attention_chunk",
+    "mamba": "keep another state|routed experts|cannot be followed",
+    "conv": "keep another state",
+}
+
+
+@pytest.mark.parametrize("trait", REFUSED)
+def test_what_the_engine_would_get_wrong_is_refused_with_the_reason(tmp_path, trait):
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    configs = {
+        "dynamic": lambda: config(rope_parameters=rope),
+        "chunked": lambda: config(attention_chunk_size=8),
+        "mamba": lambda: JambaConfig(
+            hidden_size=32,
+            num_hidden_layers=4,
+            vocab_size=64,
+            attn_layer_period=2,
+            attn_layer_offset=1,
+        ),
+        "conv": lambda: Lfm2MoeConfig(
+            hidden_size=32,
+            num_hidden_layers=4,
+            vocab_size=64,
+            num_experts=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            layer_types=["conv", "full_attention", "conv", "full_attention"],
+        ),
+    }
+    configs[trait]().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=REFUSED[trait]):
         build_template(tmp_path)
 
 

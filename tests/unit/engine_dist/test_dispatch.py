@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
 from moectl.agents.engine.comm.base import SoloExchange
 from moectl.agents.engine.comm.shm import ShmExchange, region_bytes
 from moectl.agents.engine.dispatch import DistributedMoe, exchange_bytes_max

@@ -141,9 +141,10 @@ async def test_new_requests_avoid_leaving_and_parked_workers(client, rig):
 
 
 async def test_without_a_worker_the_answer_is_503_with_retry_after(make_rig, token):
-    async with make_rig(replay_deadline="200ms") as rig, openai.AsyncOpenAI(
-        base_url=f"{rig.url}/v1", api_key=token, max_retries=0
-    ) as client:
+    async with (
+        make_rig(replay_deadline="200ms") as rig,
+        openai.AsyncOpenAI(base_url=f"{rig.url}/v1", api_key=token, max_retries=0) as client,
+    ):
         with pytest.raises(openai.InternalServerError) as error:
             await client.completions.create(model="chat", prompt="x")
     assert error.value.status_code == 503

@@ -1,5 +1,6 @@
 """Tokens to text and back: nothing lost, nothing shown too early."""
 
+import itertools
 import json
 import random
 
@@ -62,7 +63,7 @@ def test_random_tokens_lose_nothing_but_broken_bytes(model_folder):
 def test_a_stop_string_is_found_however_the_text_is_cut(text, stops, cuts):
     matcher = StopMatcher(stops)
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    shown = "".join(matcher.push(text[a:b]) for a, b in zip(edges, edges[1:], strict=False))
+    shown = "".join(matcher.push(text[a:b]) for a, b in itertools.pairwise(edges))
     found = [text.find(stop) for stop in stops if stop in text]
     if found:
         # Cut early, a later stop may complete first; what is shown never holds a whole stop string.

@@ -81,7 +81,7 @@ class ShiftedRMSNorm(PlainRMSNorm):
 
 
 def test_only_what_computes_the_plain_formula_is_adopted():
-    model = nn.Sequential(nn.Linear(16, 8), PlainRMSNorm(8), ShiftedRMSNorm(8), nn.LayerNorm(8))
+    model = nn.Sequential(nn.Linear(16, 32), PlainRMSNorm(32), ShiftedRMSNorm(32), nn.LayerNorm(32))
     weight = model[0].weight
     rowwise.adopt(model)
     kinds = [type(module) for module in model]
@@ -92,3 +92,28 @@ def test_only_what_computes_the_plain_formula_is_adopted():
 @needs_native
 def test_an_extension_of_another_version_is_not_used():
     assert native.extension.INTERFACE == native.INTERFACE
+
+
+@pytest.mark.parametrize("width", [1, 3, 16])
+def test_a_gate_narrower_than_a_vector_keeps_its_rows_bits_through_sigmoid(width):
+    torch.set_num_threads(1)
+    gate = nn.Sequential(nn.Linear(64, width))
+    rowwise.adopt(gate)
+    x = torch.randn(41, 64)
+    with torch.inference_mode():
+        together = torch.nn.functional.sigmoid(gate(x))
+        alone = [torch.nn.functional.sigmoid(gate(row[None])) for row in x]
+        assert type(together) is torch.Tensor and together.shape == (41, width)
+        assert torch.equal(together, torch.cat(alone))
+        exact = torch.sigmoid(torch.nn.functional.linear(x, gate[0].weight, gate[0].bias))
+        torch.testing.assert_close(together, exact)
+
+
+@pytest.mark.parametrize("width", [8, 40, 64])
+def test_silu_keeps_a_rows_bits_at_any_width(width):
+    torch.set_num_threads(1)
+    act = nn.Sequential(nn.SiLU())
+    rowwise.adopt(act)
+    x = torch.randn(23, width) * 3
+    assert torch.equal(act(x), torch.cat([act(row[None]) for row in x]))
+    torch.testing.assert_close(act(x), torch.nn.functional.silu(x))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moectl.kernels import backend_name, experts, native
-from moectl.kernels.experts import ExpertWeights
+from moectl.kernels.experts import ClampedGate, ExpertWeights
 
 needs_native = pytest.mark.skipif(native.extension is None, reason="not built")
 PAIRS = [
@@ -91,3 +91,34 @@ def test_the_sum_goes_in_expert_id_order_whatever_the_routers_order(add):
 
 def test_the_backend_has_a_name():
     assert backend_name() == ("reference" if native.extension is None else "native")
+
+
+@pytest.mark.parametrize("compute", PAIRS)
+def test_biases_and_a_clamped_gate_follow_their_formula(compute):
+    hidden, inner, slots = 72, 40, 3
+    bare = padded_slots(slots, hidden, inner, pad=2 * inner + hidden)
+    flat = bare.gate_up_SJH
+    stride, first = flat.stride(0), 3 * hidden * inner
+    gate_up_bias = flat.as_strided((slots, 2 * inner), (stride, 1), first)
+    down_bias = flat.as_strided((slots, hidden), (stride, 1), first + 2 * inner)
+    gate_up_bias.copy_(torch.randn(slots, 2 * inner))
+    down_bias.copy_(torch.randn(slots, hidden))
+    weights = ExpertWeights(
+        bare.gate_up_SJH,
+        bare.down_SHI,
+        gate_up_bias_SJ=gate_up_bias,
+        down_bias_SH=down_bias,
+        clamped=ClampedGate(1.7, 1.5),
+    )
+    x, random = torch.randn(9, hidden) * 3, np.random.RandomState(0)
+    row, slot = random.randint(0, 9, 25), random.randint(0, slots, 25)
+    wanted = []
+    for n, s in zip(row, slot, strict=True):
+        inner_J = weights.gate_up_SJH[s].double() @ x[n].double() + gate_up_bias[s].double()
+        gate, up = inner_J[:inner].clamp(max=1.5), inner_J[inner:].clamp(-1.5, 1.5)
+        inner_I = (up + 1) * gate * torch.sigmoid(1.7 * gate)
+        wanted.append(weights.down_SHI[s].double() @ inner_I + down_bias[s].double())
+    got = compute(x, row, slot, weights)
+    torch.testing.assert_close(got.double(), torch.stack(wanted), atol=2e-5, rtol=1e-4)
+    alone = compute(x[row[7] : row[7] + 1], np.zeros(1, np.int64), slot[7:8], weights)
+    assert torch.equal(alone[0], got[7])

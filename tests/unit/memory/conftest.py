@@ -7,13 +7,14 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 
+from moectl.core.errors import MemoryPoolError
 from moectl.memory.hmm.client import HmmClient
 
 PAGE = 16 * 1024
@@ -41,18 +42,33 @@ class RunningHmm:
         assert self.process.wait(10) == 0
 
 
-def start_hmm(folder: Path, **popen: object) -> RunningHmm:
-    """Start an HMM in `folder` and wait until it says that it is ready."""
+def start_hmm(
+    folder: Path, options: Sequence[str] = (), *, waits: bool = True, **popen: object
+) -> RunningHmm:
+    """Start an HMM in `folder`; wait until it says that it is ready, or only until it listens."""
     devices = [{"id": f"d{n}", "hbm_bytes": PAGES * PAGE, "page_bytes": PAGE} for n in range(2)]
     path = folder / "hmm.sock"
     ready, said = os.pipe()
     argv = [sys.executable, "-P", "-m", "moectl.memory.hmm.server", "--socket", str(path)]
     argv += ["--node", "n1", "--devices", json.dumps(devices), "--ready-fd", str(said)]
-    process = subprocess.Popen(argv, pass_fds=[said], **popen)  # type: ignore[call-overload]
+    process = subprocess.Popen(  # type: ignore[call-overload]
+        [*argv, *options], pass_fds=[said], **popen
+    )
     os.close(said)
+    if not waits:
+        os.close(ready)
+        assert eventually(lambda: _is_answering(path))
+        return RunningHmm(process, path)
     with open(ready, "rb") as stream:
         assert stream.read() == b"ready\n"
     return RunningHmm(process, path)
+
+
+def _is_answering(path: Path) -> bool:
+    with contextlib.suppress(MemoryPoolError):
+        HmmClient(path, "knock", 1.0).close()
+        return True
+    return False
 
 
 @pytest.fixture

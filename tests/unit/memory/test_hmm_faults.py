@@ -1,6 +1,7 @@
 """Can any client hurt another one, or the HMM itself?"""
 
 import json
+import os
 import random
 import socket
 import struct
@@ -11,22 +12,26 @@ import pytest
 from moectl.core.errors import MoectlError, ProtocolError
 from moectl.memory.hmm import wire
 from moectl.memory.hmm.connection import Connection
+from moectl.memory.hmm.holdings import DeviceSpec
 from moectl.memory.hmm.table import Session, Table
 from moectl.memory.host import HostBackend
 
 from .conftest import RunningHmm, eventually, open_fds
 
-MESSAGES = 6000
+# `MOECTL_FUZZ_MESSAGES=100000 pytest tests/unit/memory/test_hmm_faults.py` is the long run.
+MESSAGES = int(os.environ.get("MOECTL_FUZZ_MESSAGES", "6000"))
 SEED = 20250209
 OPS = [
     "hello", "device", "reserve", "commit", "forfeit", "free", "rename_owner", "pages_of", "trim",
     "put_layout", "get_layout", "drop_layout", "layouts", "channel", "drop_channel", "usage",
-    "check", "nonsense",
+    "check", "nonsense", "share", "claims", "offer", "resume", "recovery", "owners",
 ]  # fmt: skip
 KEYS = ["device", "pages", "owner", "reservation", "name", "layouts", "drop_layouts", "old", "new",
-        "ranks", "bytes_per_rank", "prefix"]  # fmt: skip
+        "ranks", "bytes_per_rank", "prefix", "share", "claims", "reservations", "first", "count",
+        "process"]  # fmt: skip
 VALUES = [
     None, True, -1, 0, 1, 3, 2**63, 10**30, 1.5, "", "d0", "a/kv", "\u0000", "\ud800", "x" * 300,
+    {"a/kv": [5, 1.5]}, {"a/kv": [None, 1]}, [1, 2],
     [], [[0, 1]], [[0, 2**40]], [[-1, 1]], [["a", None]], {}, {"a": {}}, {"a": 1}, {"": {}}, ["a"],
 ]  # fmt: skip
 
@@ -53,7 +58,7 @@ def frame(body: bytes, version: int = wire.VERSION) -> bytes:
 
 
 def a_request(rng: random.Random) -> dict[str, object]:
-    request: dict[str, object] = {key: rng.choice(VALUES) for key in rng.sample(KEYS, 5)}
+    request: dict[str, object] = {key: rng.choice(VALUES) for key in rng.sample(KEYS, 9)}
     return {"op": rng.choice(OPS), **request}
 
 
@@ -104,9 +109,9 @@ def test_garbage_ends_only_the_connection_that_sent_it(hmm: RunningHmm) -> None:
 
 def test_well_formed_nonsense_never_breaks_the_table() -> None:
     rng = random.Random(SEED)
-    table = Table("n1", HostBackend())
+    table = Table("n1", {"cpu": HostBackend()})
     for device in ("d0", "d1"):
-        table.add_device(device, 64 * 16384, 16384)
+        table.state.create(DeviceSpec(device, 64 * 16384, 16384))
     sessions = [Session() for _ in range(4)]
     answers = 0
     for number in range(MESSAGES):
@@ -189,7 +194,7 @@ def _can_enter(hmm: RunningHmm) -> bool:
 
 def connection_pair() -> tuple[Connection, socket.socket]:
     ours, theirs = socket.socketpair()
-    return Connection(ours, Table("n1", HostBackend())), theirs
+    return Connection(ours, Table("n1", {"cpu": HostBackend()})), theirs
 
 
 def test_a_half_sent_message_has_a_deadline_and_progress_renews_it() -> None:

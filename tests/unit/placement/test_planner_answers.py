@@ -143,3 +143,13 @@ def test_growing_fills_a_node_in_use_before_it_opens_another() -> None:
 
 def test_a_gap_closes_when_no_spare_is_left() -> None:
     assert choose_ranks((N1D0, N1D1, N2D0), (N1D0, N2D0), 2) == (N1D0, N2D0)
+
+
+def test_only_a_heal_adds_its_preparation_to_the_pause() -> None:
+    old = planned(width=4).new
+    scale = planned(kind=TransitionKind.SCALE, old=old, width=3).prediction
+    heal = planned(
+        kind=TransitionKind.HEAL, old=old, width=4, restarted=frozenset({N1D1})
+    ).prediction
+    assert scale.pause_ms < 1000 * scale.prepare_s
+    assert heal.pause_ms > 1000 * heal.prepare_s

@@ -1,0 +1,93 @@
+"""How does KV grow into pages that experts gave up, and give them back before experts return?
+
+    RETIRE    `grow`: the freed pages are mapped behind the KV that is there, and become blocks
+    PREPARE   `give_back`: blocks at the end are emptied (their content moves to lower blocks; only
+              what finds no place is computed again), unmapped, and free for the experts
+
+Bookkeeping is the HMM's: the layout "kv:<model>:<device>" always names exactly the pages that are
+mapped, so that a replacement of this worker finds the grown KV as it was. Called on the worker's
+helper threads; the engine's part happens on the engine's thread, between two steps.
+"""
+
+import threading
+from collections.abc import Callable
+
+from ...core.errors import MoectlError
+from ...memory.hmm.client import HmmClient
+from ...memory.layout import KvLayout, kv_name
+from .attach import Attachment
+from .context import WorkerContext
+from .engine import Engine
+
+#: How long a step may last before the engine turns to us. Generous: a long prompt on a busy core.
+ENGINE_DEADLINE_S = 10.0
+
+Ask = Callable[[Callable[[Engine], None], float], None]
+
+
+class KvRoom:
+    """The KV pages of one device's engine."""
+
+    def __init__(self, context: WorkerContext, attachment: Attachment, ask: Ask) -> None:
+        self._context, self._attachment, self._ask = context, attachment, ask
+        self._lock = threading.Lock()  # one change at a time
+
+    def grow(self, hmm: HmmClient, pages: int) -> int:
+        """Take up to `pages` free pages as KV; returns how many blocks were gained."""
+        with self._lock:
+            old, device = self._attachment.kv, self._context.launch.device
+            count = min(pages, self._room(old))
+            if count <= 0:
+                return 0
+            reservation = hmm.reserve(device, count, self._context.owner("kv"))
+            new = KvLayout(old.block_bytes, old.page_bytes, (*old.pages, *reservation.pages))
+            try:
+                self._attachment.map_more_kv(new)
+            except BaseException:
+                reservation.forfeit()
+                raise
+            reservation.commit({self._name: new.to_json()})
+            gained = new.block_count - old.block_count
+            self._attachment.kv = new
+            if gained:
+                self._ask(lambda engine: engine.grow_kv(gained), ENGINE_DEADLINE_S)
+            return gained
+
+    def give_back(self, hmm: HmmClient, pages: int) -> int:
+        """Free up to `pages` of the pages that KV has grown by; returns how many it were."""
+        with self._lock:
+            old, device = self._attachment.kv, self._context.launch.device
+            count = min(pages, len(old.pages) - self._first_pages(old))
+            if count <= 0:
+                return 0
+            keep = old.pages[: len(old.pages) - count]
+            new = KvLayout(old.block_bytes, old.page_bytes, keep)
+            lost = old.block_count - new.block_count
+            if lost:
+                self._ask(lambda engine: engine.shrink_kv(lost), ENGINE_DEADLINE_S)
+            self._attachment.kv = new
+            self._attachment.unmap_kv_from(len(keep) * old.page_bytes, count * old.page_bytes)
+            owner, layouts = self._context.owner("kv"), {self._name: new.to_json()}
+            hmm.free(device, old.pages[len(keep) :], owner, layouts=layouts)
+            return count
+
+    @property
+    def _name(self) -> str:
+        launch = self._context.launch
+        return kv_name(launch.model, launch.device)
+
+    def _first_pages(self, layout: KvLayout) -> int:
+        """Pages that `kvPerDevice` asks for: KV never gets smaller than that."""
+        return -(-self._context.kv_bytes // layout.page_bytes)
+
+    def _room(self, layout: KvLayout) -> int:
+        """Pages for which there are addresses left."""
+        return self._attachment.kv_window_bytes // layout.page_bytes - len(layout.pages)
+
+
+def try_grow(room: KvRoom, hmm: HmmClient, pages: int) -> tuple[int, str]:
+    """`grow`, for those who can do without: (blocks gained, why none)."""
+    try:
+        return room.grow(hmm, pages), ""
+    except MoectlError as error:
+        return 0, error.message

@@ -1,0 +1,72 @@
+"""What do this node's pages hold, for `moectl describe device`? Told every few seconds, on change.
+
+One record a device, beside the records that everyone watches: it is large, and read by people only.
+What cannot be read is left as it was.
+"""
+
+import json
+import logging
+from typing import Any
+
+from ..core.errors import MoectlError
+from ..core.records import Keys
+from ..memory.page_map import PageSpan, page_spans
+from .memory_book import MemoryBook
+from .publish import Publisher
+from .worker import LocalWorker
+from .workers import Workers
+
+log = logging.getLogger("moectl.agent.pages")
+
+EVERY_TURNS = 5  # housekeeping turns of a second each
+ANSWER_S = 0.8
+
+
+class PageMaps:
+    """The page records of one node."""
+
+    def __init__(self, node: str, keys: Keys, publisher: Publisher) -> None:
+        self._node, self._keys, self._publisher = node, keys, publisher
+        self._turn = 0
+
+    async def tell(self, memory: MemoryBook, workers: Workers) -> None:
+        """Write what has changed, at every EVERY_TURNS-th call."""
+        self._turn += 1
+        if self._turn % EVERY_TURNS != 1:
+            return
+        requests = await _requests(workers)
+        try:
+            for device, told in (await memory.page_tables()).items():
+                spans = page_spans(told.owners, told.layouts, requests.get(device, {}))
+                self._put(device, told.page_bytes, told.reserved, spans)
+        except MoectlError as error:
+            log.warning("no page map: %s", error.message)
+
+    def _put(self, device: str, page_bytes: int, reserved: int, spans: list[PageSpan]) -> None:
+        record = {
+            "node": self._node,
+            "device": device,
+            "page_bytes": page_bytes,
+            "reserved": reserved,
+            "spans": [[span.first, span.count, span.owner, span.what] for span in spans],
+        }
+        key = self._keys.page_map(self._node, device)
+        self._publisher.put(key, json.dumps(record, separators=(",", ":")))
+
+
+async def _requests(workers: Workers) -> dict[str, dict[str, list[int]]]:
+    """device -> "MODEL/REQUEST" -> KV blocks, of workers that answer."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for worker in [each for each in workers if not each.is_dead]:
+        blocks = await _blocks(worker)
+        named = {f"{worker.model}/{name}": held for name, held in blocks.items()}
+        found.setdefault(worker.device.device, {}).update(named)
+    return found
+
+
+async def _blocks(worker: LocalWorker) -> dict[str, Any]:
+    try:
+        return dict((await worker.control.call("kv", ANSWER_S))["requests"])
+    except (MoectlError, KeyError, TypeError, ValueError) as error:
+        log.debug("worker %s %s: no KV table: %s", worker.model, worker.device, error)
+        return {}

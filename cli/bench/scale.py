@@ -1,0 +1,255 @@
+"""How long does a scale take, what does it cost those who are served, and how do others do it?
+
+    2->4 ...            moectl, under steady streaming: 2 -> 4 -> 2 -> 4 -> 3
+    unprepared          2 -> 4 right after every fork server was killed
+    elasticmoe-like     2 -> 4 with intake paused and in-flight requests drained before the flip
+    cold restart        the model ended and started again at 4, fresh interpreters, warm page cache
+    horizontal replica  another replica of width 2 from fresh interpreters, on an idle machine,
+                        which flatters it: beside a serving one it would take longer
+
+The last two restart agents, fork servers and workers; etcd, controller and gateway run on. Without
+a folder the full bench makes a random model of more than a GiB of expert weights as held in pages;
+`--quick` takes the demo model. Answers are compared with a run that never scaled.
+"""
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...core.errors import MoectlError
+from ...core.facts import read_model_facts
+from ...core.units import parse_bytes
+from ..demo.metrics import Window, failures_in, longest_gap_ms, mismatches, tokens_per_second
+from ..demo.traffic import Traffic
+from ..gateway_client import ChatOptions
+from ..train.random_model import RandomModel, write_random_model
+from .frame import SOURCE_ROOT, BenchOptions, BenchResult, Results, core_count
+from .scale_cycles import run_cycles
+from .scale_figures import Act, Bytes, ready_s, row_of, worst
+from .scale_fleet import BenchFleet, Shape, bench_fleet, names
+
+DEMO = SOURCE_ROOT / "clusters" / "models" / "demo"
+# 8 layers x 48 experts of 3 MiB in fp32: 1.125 GiB of expert pages.
+LARGE = RandomModel(
+    layers=8,
+    hidden=512,
+    experts=48,
+    experts_per_token=2,
+    expert_hidden=512,
+    heads=8,
+    kv_heads=2,
+    head_dim=64,
+)
+SHARD_BYTES = 1 << 29
+BLOCK_TOKENS, ELEMENT_BYTES = 16, 4  # the spec's default; fp32 on a cpu device
+WIDTHS = (4, 2, 4, 3)
+START, WIDE = 2, 4
+REFERENCE_S, DRAIN_S = 180.0, 120.0
+SETTLE_S = 0.5
+CYCLES, CYCLES_FULL = 10, 100
+WORD = "moectl"
+
+
+def run(options: BenchOptions) -> BenchResult:
+    """Moectl first, then the baselines on the same fleet, then the cycles."""
+    with _shape(options) as shape, bench_fleet(shape, options.report) as fleet:
+        measured = _Measured(options, fleet)
+        measured.run()
+    results, summary = measured.results, measured.summary
+    if options.quick:
+        summary |= {"cycles": 0}
+    else:
+        options.report("cycles", "2 -> 4 -> 8 -> 4 -> 2 on the demo model")
+        count = CYCLES_FULL if options.full else CYCLES
+        results["cycles"] = run_cycles(options, DEMO, count)
+        summary |= {"cycles": results["cycles"]["cycles"]}
+        for key in ("failed", "token_mismatches"):
+            summary[key] += results["cycles"][key]
+    summary["cores"] = core_count()
+    return BenchResult("scale", options.seed, results, summary, notes=measured.notes())
+
+
+@contextmanager
+def _shape(options: BenchOptions) -> Iterator[Shape]:
+    if options.files or options.quick:
+        yield Shape(folder=(options.files[0] if options.files else DEMO).absolute())
+        return
+    with tempfile.TemporaryDirectory(prefix="moectl-bench-model-") as folder:
+        made = Path(folder) / "model"
+
+        def tell(done: int, total: int) -> None:
+            options.report("write the model", f"{done >> 20} of {total >> 20} MiB")
+
+        write_random_model(made, LARGE, shard_bytes=SHARD_BYTES, report=tell)
+        yield Shape(folder=made, hbm="896MiB", page="1MiB", kv="64MiB")
+
+
+class _Measured:
+    """The acts in order, and what they showed."""
+
+    def __init__(self, options: BenchOptions, fleet: BenchFleet) -> None:
+        self.results: Results = {}
+        self.summary: dict[str, float] = {}
+        self._fleet, self._options = fleet, options
+        self._quiet_s = 1.5 if options.quick else 6.0
+        self._tokens = 48 if options.quick else 96
+        self._talkers = 4
+        self._sizes = _sizes(fleet.shape)
+        self._reference: dict[tuple[int, int], str] = {}
+
+    def run(self) -> None:
+        """Everything on one fleet."""
+        fleet = self._fleet
+        fleet.up(START, with_models=False)
+        fleet.end_agents()
+        replica = fleet.up(START, with_models=True)
+        self.results["horizontal replica"] = {"ready_s": replica}
+        traffic = Traffic(fleet.target(), self._chats())
+        self._options.report("reference", "the answers of a fleet that does not scale")
+        first = traffic.play_once(REFERENCE_S)
+        broken = [trace.error for trace in first if not trace.is_ok]
+        if broken or not first:
+            raise MoectlError(f"the run without scaling failed: {broken[:1]}")
+        self._reference = {(t.conversation, t.turn): t.text for t in first}
+        self._moectl(traffic)
+        self._unprepared(traffic)
+        self._elasticmoe_like(traffic)
+        self._cold(traffic)
+        self._sum_up()
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know."""
+        held = self._sizes.expert * sum(
+            read_model_facts(self._fleet.shape.folder).experts_per_layer
+        )
+        return (
+            f"expert weights as held in pages (fp32): {held / 2**30:.3f} GiB",
+            "requests of leaving ranks are replayed, not moved with their KV",
+            "horizontal replica: measured on an idle machine, which flatters it",
+        )
+
+    def _moectl(self, traffic: Traffic) -> None:
+        fleet, residency = self._fleet, self._fleet.residency()
+        residency.start()
+        traffic.start()
+        acts: list[Act] = []
+        try:
+            before, kv_before = self._quiet(), fleet.kv_blocks()
+            for width in WIDTHS:
+                transition = fleet.scale(width)
+                after, kv_after = self._quiet(), fleet.kv_blocks()
+                acts.append(Act(transition, before, after, kv_before, kv_after))
+                before, kv_before = after, kv_after
+        finally:
+            traffic.stop(DRAIN_S)
+            residency.stop()
+        for name, act in zip(names([a.transition for a in acts]), acts, strict=True):
+            row = row_of(act, traffic.traces, residency.samples, self._sizes)
+            self.results[f"{WORD} {name}"] = row
+        rows = [row for name, row in self.results.items() if name.startswith(WORD)]
+        self.summary = worst(rows)
+        widened = self.results[f"{WORD} {START}->{WIDE}"]
+        for key in ("kv_blocks_before", "kv_blocks_after"):
+            self.summary[key] = widened[key]
+        self.summary["token_mismatches"] = mismatches(traffic.traces, self._reference)
+        unfinished = traffic.sent - len(traffic.traces)
+        self.summary["failed"] = sum(not t.is_ok for t in traffic.traces) + unfinished
+
+    def _unprepared(self, traffic: Traffic) -> None:
+        """2 -> 4 with every pre-warmed process gone."""
+        fleet = self._fleet
+        fleet.scale(START)
+        traffic.start()
+        try:
+            quiet = self._quiet()
+            killed = fleet.kill_fork_servers()
+            transition = fleet.scale(WIDE)
+        finally:
+            traffic.stop(DRAIN_S)
+        self.results["moectl, unprepared"] = {
+            "ready_s": ready_s(transition),
+            "fork_servers_killed": killed,
+            **self._service(traffic, transition.accepted_at, ready_s(transition), quiet),
+        }
+
+    def _elasticmoe_like(self, traffic: Traffic) -> None:
+        """Intake pauses at the intent; the flip counts when the last old request has ended."""
+        fleet = self._fleet
+        fleet.scale(START)
+        traffic.start()
+        quiet = self._quiet()
+        began = time.time()
+        pausing = threading.Thread(target=lambda: traffic.stop(DRAIN_S), name="pause")
+        pausing.start()
+        transition = fleet.scale(WIDE)
+        pausing.join()
+        drained = time.time() - began
+        seconds = max(drained, ready_s(transition))
+        self.results["elasticmoe-like"] = {
+            "ready_s": seconds,
+            "drain_s": drained,
+            **self._service(traffic, began, seconds, quiet),
+        }
+
+    def _cold(self, traffic: Traffic) -> None:
+        """The model ends, and comes back wider from the checkpoint."""
+        fleet = self._fleet
+        fleet.scale(START)
+        traffic.start()
+        quiet = self._quiet()
+        began, clock = time.time(), time.monotonic()
+        fleet.delete_model()
+        fleet.end_agents()
+        fleet.up(WIDE, with_models=True)
+        seconds = time.monotonic() - clock
+        traffic.stop(DRAIN_S)
+        self.results["cold restart"] = {
+            "ready_s": seconds,
+            **self._service(traffic, began, seconds, quiet),
+        }
+
+    def _service(
+        self, traffic: Traffic, began: float, seconds: float, quiet: Window
+    ) -> dict[str, float]:
+        """What readers felt between an intent and the new width."""
+        during, traces = Window(began, began + seconds), traffic.traces
+        before = tokens_per_second(traces, quiet)
+        now = tokens_per_second(traces, during)
+        gaps = [longest_gap_ms(traces, during, replayed=r) for r in (False, True)]
+        return {
+            "throughput_during_over_before": now / before if before else 0.0,
+            "longest_gap_ms": max(gaps),
+            "failed": failures_in(traces, during),
+        }
+
+    def _sum_up(self) -> None:
+        ready = {name: row["ready_s"] for name, row in self.results.items()}
+        ours = ready[f"{WORD} {START}->{WIDE}"]
+        feasible = min(ready["cold restart"], ready["horizontal replica"])
+        self.summary["ready_ratio_best_baseline"] = ours / feasible
+        self.summary["ready_ratio_elasticmoe_like"] = ours / ready["elasticmoe-like"]
+        self.summary["unprepared_ratio"] = ready["moectl, unprepared"] / ours
+
+    def _chats(self) -> list[ChatOptions]:
+        """Greedy and sampled in turn."""
+        plain = ChatOptions(max_tokens=self._tokens)
+        seeded = [
+            ChatOptions(max_tokens=self._tokens, temperature=0.6, top_p=0.9, seed=number)
+            for number in range(self._options.seed, self._options.seed + self._talkers)
+        ]
+        return [seeded[i] if i % 2 else plain for i in range(self._talkers)]
+
+    def _quiet(self) -> Window:
+        time.sleep(SETTLE_S)
+        start = time.time()
+        time.sleep(self._quiet_s)
+        return Window(start, time.time())
+
+
+def _sizes(shape: Shape) -> Bytes:
+    facts, page = read_model_facts(shape.folder), parse_bytes(shape.page)
+    expert = -(-facts.expert_bytes(ELEMENT_BYTES) // page) * page
+    return Bytes(expert, facts.kv_bytes_per_token(ELEMENT_BYTES) * BLOCK_TOKENS)

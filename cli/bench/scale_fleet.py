@@ -1,0 +1,232 @@
+"""The fleet that the scale bench measures: how it comes up, is scaled, robbed, restarted and ended.
+
+An embedded fleet like `moectl up` makes, in a home of its own that is removed afterwards. Acts only
+through the API, like anyone else, and ends only processes that the fleet's run files name.
+"""
+
+import shutil
+import signal
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import MoectlError
+from ...core.paths import (
+    Home,
+    end_process,
+    is_alive,
+    read_run_files,
+    remove_run_file,
+    signal_process,
+    wait_gone,
+)
+from .. import waiting
+from ..client import ApiClient
+from ..demo.residency import Residency
+from ..demo.traffic import Target
+from ..fleet_view import ModelView, TransitionView
+from ..instance import Instance, read_token
+from ..interrupts import interruptible, shielded
+from ..local import UpOptions, bring_up
+from ..teardown import tear_down
+
+MODEL = "chat"
+SCALE_DEADLINE_S = 120.0
+UP_DEADLINE_S = 240.0
+STATS_S = 1.3  # agents publish about once a second
+NODE_ADDRESSES = ("127.0.0.11", "127.0.0.12")
+
+Report = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Which model is served on which devices."""
+
+    folder: Path
+    devices_per_node: int = 2
+    hbm: str = "96MiB"
+    page: str = "16KiB"
+    kv: str = "32MiB"
+
+    def text(self, width: int) -> str:
+        """The YAML of the fleet with the model at a width."""
+        devices = ", ".join(
+            f"{{id: d{index}, kind: cpu, hbm: {self.hbm}, pageSize: {self.page}}}"
+            for index in range(self.devices_per_node)
+        )
+        nodes = "".join(
+            f"    - {{name: n{number}, address: {address}, devices: [{devices}]}}\n"
+            for number, address in enumerate(NODE_ADDRESSES, 1)
+        )
+        return (
+            "apiVersion: moectl.dev/v1\nkind: Cluster\nmetadata: {name: bench}\n"
+            f"spec:\n  nodes:\n{nodes}---\n"
+            f"apiVersion: moectl.dev/v1\nkind: Model\nmetadata: {{name: {MODEL}}}\nspec:\n"
+            f'  source: {{path: "{self.folder}"}}\n  parallelism: {{experts: {width}}}\n'
+            f"  memory: {{kvPerDevice: {self.kv}}}\n"
+        )
+
+
+class QuietProgress:
+    """A `Progress` that hands part names on to the bench's reporter."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def __enter__(self) -> "QuietProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def start(self, part: str, detail: str = "") -> None:
+        """A part begins."""
+        self._report("fleet", f"{part} {detail}".strip())
+
+    def end(self, part: str, outcome: str, detail: str = "") -> None:
+        """A part ended; nobody needs to know."""
+
+
+class BenchFleet:
+    """One running fleet with one model."""
+
+    def __init__(self, home: Home, shape: Shape, report: Report) -> None:
+        self.home, self.shape = home, shape
+        self._progress = QuietProgress(report)
+        self._report = report
+        self.instance: Instance | None = None
+        self._client: ApiClient | None = None
+
+    @property
+    def client(self) -> ApiClient:
+        """The controller."""
+        if self._client is None:
+            raise MoectlError("the bench's fleet is not up")
+        return self._client
+
+    def up(self, width: int, *, with_models: bool) -> float:
+        """Start what is missing; returns the seconds that it took."""
+        spec = self.home.root / f"bench-{width}.yaml"
+        spec.write_text(self.shape.text(width), encoding="utf-8")
+        began = time.monotonic()
+        options = UpOptions(
+            spec=str(spec),
+            api_port=0,
+            gateway_port=0,
+            etcd_port=0,
+            with_models=with_models,
+            deadline_s=UP_DEADLINE_S,
+        )
+        self.instance = bring_up(self.home, options, self._progress).instance
+        seconds = time.monotonic() - began
+        if self._client is None:
+            self._client = ApiClient(self.instance.api_url, read_token(self.home))
+        return seconds
+
+    def down(self) -> None:
+        """End every process."""
+        if self._client is not None:
+            self._client.close()
+        with shielded():
+            tear_down(self.home, keep_logs=True, report=lambda role, outcome: None)
+
+    def target(self) -> Target:
+        """Where readers ask."""
+        assert self.instance is not None
+        return Target(self.instance.gateway_url, read_token(self.home), MODEL)
+
+    def residency(self) -> Residency:
+        """A sampler of everything that the model holds on all nodes, promised pages too."""
+        assert self.instance is not None
+        nodes = [str(node["name"]) for node in self.instance.nodes]
+        return Residency([self.home.node(name).hmm_socket for name in nodes], MODEL, held_bytes)
+
+    def model(self) -> ModelView:
+        """The model now."""
+        found = self.client.fleet().model(MODEL)
+        if found is None:
+            raise MoectlError(f"model {MODEL} is gone from the bench's fleet")
+        return found
+
+    def scale(self, width: int) -> TransitionView:
+        """Scale and wait for the end; MoectlError when it was forfeited."""
+        self._report("scale", f"to {width} devices")
+        answer = self.client.scale(
+            MODEL, str(width), operation_id=f"bench-{uuid.uuid4().hex[:12]}", dry_run=False
+        )
+        return waiting.wait_transition(
+            self.client, str(answer["operation_id"]), SCALE_DEADLINE_S, lambda transition: None
+        )
+
+    def kv_blocks(self) -> dict[str, int]:
+        """KV blocks of every serving device, as the workers report them."""
+        time.sleep(STATS_S)
+        model = self.model()
+        placed = set(map(str, model.placement.ranks)) if model.placement else set()
+        return {s.device: s.kv_blocks_total for s in model.stats if s.device in placed}
+
+    def delete_model(self) -> None:
+        """Delete the model and wait until no worker of it is left."""
+        self.client.delete(f"specs/Model/{MODEL}")
+
+        def is_gone() -> bool:
+            model = self.client.fleet().model(MODEL)
+            return model is None or not model.workers
+
+        waiting.wait_until("the model's end", SCALE_DEADLINE_S, is_gone)
+
+    def end_agents(self) -> None:
+        """End the agents, and with them workers, fork servers and memory managers."""
+        for run in read_run_files(self.home.run_dir):
+            if run.role.startswith("agent-"):
+                end_process(run.process, 10.0)
+                remove_run_file(self.home.run_dir, run.role)
+
+    def kill_fork_servers(self) -> int:
+        """Take away what is pre-warmed; returns how many there were."""
+        assert self.instance is not None
+        runs = [
+            run
+            for node in self.instance.nodes
+            for run in read_run_files(self.home.node(str(node["name"])).run_dir)
+            if run.role == "forkserver" and is_alive(run.process)
+        ]
+        killed = [run for run in runs if signal_process(run.process, signal.SIGKILL)]
+        for run in killed:  # one that is just dying would still be taken for alive
+            wait_gone(run.process, 5.0)
+        return len(killed)
+
+
+@contextmanager
+def bench_fleet(shape: Shape, report: Report) -> Iterator[BenchFleet]:
+    """A fleet in a home of its own; ended and removed whatever happens."""
+    folder = Path(tempfile.mkdtemp(prefix="moectl-bench-"))
+    with interruptible():
+        fleet = BenchFleet(Home(folder), shape, report)
+        try:
+            yield fleet
+        finally:
+            fleet.down()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def held_bytes(usage: Sequence[dict[str, Any]]) -> int:
+    """Bytes of one node that weights, experts and KV hold or have been promised."""
+    return sum(device["page_bytes"] * (device["total"] - device["free"]) for device in usage)
+
+
+def names(transitions: Sequence[TransitionView]) -> list[str]:
+    """2-4, 4-2, ...: one name for each, counted when it repeats."""
+    seen: dict[str, int] = {}
+    out = []
+    for each in transitions:
+        name = f"{each.from_width}->{each.to_width}"
+        seen[name] = seen.get(name, 0) + 1
+        out.append(name if seen[name] == 1 else f"{name} again")
+    return out

@@ -1,0 +1,113 @@
+"""`moectl plan`: what would change, or which fleet and layout a model needs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..planning import Planned
+
+
+def plan(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Card, config.json or checkpoint folder.")
+    ] = "",
+    file: Annotated[str, typer.Option("--file", "-f", help="Spec whose Model is planned.")] = "",
+    fleet: Annotated[str, typer.Option(help="Devices, such as 32xh200 or 8xb200,16xh100.")] = "",
+    lengths: Annotated[str, typer.Option(help="Input and output tokens.")] = "4096/1024",
+    limits: Annotated[str, typer.Option("--slo", help="Such as ttft=2s,tpot=50ms.")] = "",
+    rate: Annotated[float, typer.Option(help="Requests a second; 0 = as many as can be.")] = 0.0,
+    precision: Annotated[str, typer.Option(help="Such as bf16, fp8, nvfp4.")] = "bf16",
+    engine: Annotated[str, typer.Option(help="moectl, vllm, sglang or any.")] = "any",
+    constants: Annotated[Path | None, typer.Option(help="A fit by `moectl calibrate`.")] = None,
+    emit: Annotated[str, typer.Option(help="vllm, sglang or kubernetes: print that.")] = "",
+    draw: Annotated[Path | None, typer.Option(help="Draw the layout into an SVG.")] = None,
+    output: Annotated[str, typer.Option("-o", "--output", help="table or json.")] = "table",
+) -> None:
+    """Show what would change on the running fleet, or plan a model for a fleet that is not here.
+
+    Without a model it compares every declared model with its placement. With one it searches
+    layouts; nothing is touched. Exit 4 names the limit that binds and the nearest change.
+
+    \b
+    Examples:
+      moectl plan
+      moectl plan -m deepseek-v3 --precision fp8 --fleet 32xh200 --slo ttft=2s,tpot=50ms
+      moectl plan -m qwen3-30b-a3b --fleet 8xh100 --engine vllm --emit kubernetes
+      moectl plan -f clusters/local.yaml --fleet 8xh100 -o json
+    """
+    from ...core.errors import UsageError
+
+    if output not in ("table", "json"):
+        raise UsageError(f"-o {output}: not a format", next_step="use table or json")
+    if not model and not file:
+        _live(output)
+        return
+    if not fleet:
+        raise UsageError("--fleet is missing", next_step="such as --fleet 8xh100")
+    from .. import plan_words, planning
+
+    words = plan_words.Words(model, file, lengths, limits, rate, precision, engine)
+    planned = planning.ask(*plan_words.resolve(words, fleet, constants))
+    if draw is not None:
+        draw.write_text(plan_words.drawing(planned), encoding="utf-8")
+    if emit:
+        print(plan_words.emitted(planned, emit), end="")
+    elif output == "json":
+        from ..render import print_data
+
+        print_data(planning.to_plain(planned), "json")
+    else:
+        _table(planned)
+
+
+def _table(planned: "Planned") -> None:
+    from ..planning import candidate_plain, why
+
+    fleet, work = planned.fleet, planned.question.workload
+    tokens = fleet.rate * work.output_tokens
+    print(
+        f"{planned.model}, {planned.question.precision.name}: {fleet.rate:.2f} requests/s,"
+        f" {tokens:,.0f} output tokens/s on {fleet.devices_used} devices"
+    )
+    print(
+        f"at most {fleet.bound:.2f} requests/s by the density bound"
+        f" (gap {fleet.gap:.1%}); planned in {planned.seconds * 1e3:.0f} ms"
+    )
+    print(
+        "replicas  device  role     layout            batch  TTFT ms  TPOT ms  GB/device  engines"
+    )
+    for block in fleet.blocks:
+        each = candidate_plain(planned, block.candidate)
+        memory = sum(each["memory_gb"].values())
+        name = planned.pools[block.pool].hardware.name
+        print(
+            f"{block.replicas:8}  {name:6}  {each['role']:7}  {each['layout']:16}"
+            f"  {each['batch']:5}  {each['ttft_s'] * 1e3:7.0f}  {each['tpot_s'] * 1e3:7.1f}"
+            f"  {memory:9.1f}  {','.join(each['engines']) or 'none'}"
+        )
+    reasons = why(fleet)
+    if reasons:
+        print("why not others:")
+        for item in reasons:
+            print(f"  {item.limit:8} {item.text}")
+
+
+def _live(output: str) -> None:
+    """Declared against placed, of every model of the running fleet."""
+    from ..instance import connect
+    from ..plan_live import changes
+    from ..render import print_data
+
+    with connect() as client:
+        found: list[dict[str, Any]] = changes(client)
+    if output == "json":
+        print_data(found, "json")
+        return
+    if not found:
+        print("nothing would change: every model stands as declared")
+    for change in found:
+        print(f"{change['model']}: experts over {change['from']} -> {change['to']} devices")
+        for line in change["lines"]:
+            print(f"  {line}")

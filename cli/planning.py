@@ -1,0 +1,228 @@
+"""From words on the command line to a planned fleet, and from that to plain data.
+
+The work behind `moectl plan`: it resolves names, asks the planner, and says what stands in the way
+when nothing fits, with the nearest change that would (exit 4).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import UnplaceableError, UsageError
+
+if TYPE_CHECKING:
+    from ..placement.candidates import Candidate, Question, Rejected
+    from ..placement.constants import Constants
+    from ..placement.search import Fleet, Pool
+
+GROUP = re.compile(r"(\d+)x([\w.+/-]+?)(?::(\d+))?")
+WHY_MAX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An answered question."""
+
+    model: str
+    question: "Question"
+    pools: "tuple[Pool, ...]"
+    fleet: "Fleet"
+    seconds: float
+
+
+def read_fleet(text: str) -> "tuple[Pool, ...]":
+    """`32xh200,16xb200:8` as pools; the number after a colon is devices of a node."""
+    from ..placement.search import Pool
+    from . import catalogue
+
+    pools = []
+    for part in text.split(","):
+        match = GROUP.fullmatch(part.strip())
+        if match is None or int(match.group(1)) < 1:
+            raise UsageError(
+                f"--fleet {part!r}: not COUNTxDEVICE", next_step="such as 32xh200 or 8xb200:8"
+            )
+        hardware = catalogue.find_device(match.group(2))
+        count = int(match.group(1))
+        node = min(count, int(match.group(3) or hardware.node_devices))
+        if count % node:
+            whole, rest = divmod(count, node)
+            pools.append(Pool(hardware, whole, node))
+            pools.append(Pool(hardware, 1, rest))
+        else:
+            pools.append(Pool(hardware, count // node, node))
+    return tuple(pools)
+
+
+def ask(
+    model: str, question: "Question", pools: "tuple[Pool, ...]", constants: "Constants"
+) -> Planned:
+    """The best fleet; raises UnplaceableError with reasons and the nearest change."""
+    import time
+
+    from ..placement.search import best_fleet
+
+    began = time.perf_counter()
+    fleet = best_fleet(question, pools, constants)
+    planned = Planned(model, question, pools, fleet, time.perf_counter() - began)
+    wanted = question.workload.rate
+    if not fleet.blocks or (wanted is not None and fleet.rate < wanted):
+        raise UnplaceableError(
+            _headline(planned),
+            reasons=[item.text for item in why(fleet)],
+            next_step=_nearest(planned, constants),
+        )
+    return planned
+
+
+def why(fleet: "Fleet") -> "list[Rejected]":
+    """For every limit, the layouts that miss it by least."""
+    every = sorted((r for pool in fleet.rejected for r in pool), key=lambda r: r.excess)
+    found: list[Rejected] = []
+    for limit in ("memory", "tpot", "ttft", "engine"):
+        found += [item for item in every if item.limit == limit][: WHY_MAX // 4]
+    return found
+
+
+def _headline(planned: Planned) -> str:
+    wanted = planned.question.workload.rate
+    devices = sum(pool.devices for pool in planned.pools)
+    if planned.fleet.blocks and wanted is not None:
+        rate = planned.fleet.rate
+        return f"{planned.model}: {devices} devices serve {rate:.2f} requests/s, {wanted:g} asked"
+    return f"{planned.model}: no layout on {devices} devices keeps all limits"
+
+
+def _nearest(planned: Planned, constants: "Constants") -> str:
+    """The smallest change that would do: another cache type, more devices, a looser limit."""
+    from ..placement.quantities import with_kv
+    from ..placement.search import best_fleet
+
+    question, work = planned.question, planned.question.workload
+
+    def enough(fleet: "Fleet") -> bool:
+        return bool(fleet.blocks) and (work.rate is None or fleet.rate >= work.rate)
+
+    changes = []
+    if question.precision.kv_bytes > 1:
+        narrow = replace(question, precision=with_kv(question.precision, 1.0))
+        if enough(best_fleet(narrow, planned.pools, constants)):
+            changes.append("kv dtype fp8")
+    have = sum(pool.devices for pool in planned.pools)
+    more = _more_devices(planned, constants)
+    if more:
+        changes.append(f"{more - have} more devices ({more} in all)")
+    loosened = (("ttft", replace(work, ttft_s=None)), ("tpot", replace(work, tpot_s=None)))
+    for name, looser in loosened:
+        if getattr(work, f"{name}_s") is None:
+            continue
+        loose = best_fleet(replace(question, workload=looser), planned.pools, constants)
+        if enough(loose):
+            best = min(
+                (
+                    getattr(b.candidate, f"{name}_s")
+                    for b in loose.blocks
+                    if b.candidate.role == "serve"
+                ),
+                default=0.0,
+            )
+            changes.append(f"--{name} {best * 1e3:.0f}ms" if best else f"no limit on {name}")
+    if not changes:
+        return "use a narrower precision, shorter lengths, or other devices"
+    return "needs " + " or ".join(changes)
+
+
+def _more_devices(planned: Planned, constants: "Constants") -> int:
+    """The fewest devices of the first pool's kind, up to 16 times as many, that would do."""
+    from ..placement.search import Pool, best_fleet
+
+    work, first = planned.question.workload, planned.pools[0]
+    node = first.hardware.node_devices
+    count = sum(pool.devices for pool in planned.pools)
+    limit = max(16 * count, 64)
+    tried = [n for n in range(count + 1, node + 1)] if count < node else []
+    tried += [n * node for n in range(1, limit // node + 1) if n * node > count]
+    for devices in tried[:40]:
+        pool = (
+            Pool(first.hardware, 1, devices)
+            if devices <= node
+            else Pool(first.hardware, devices // node, node)
+        )
+        fleet = best_fleet(planned.question, (pool,), constants)
+        if fleet.blocks and (work.rate is None or fleet.rate >= work.rate):
+            return devices
+    return 0
+
+
+def to_plain(planned: Planned) -> dict[str, Any]:
+    """Everything a program needs, JSON-safe."""
+    fleet, work = planned.fleet, planned.question.workload
+    return {
+        "model": planned.model,
+        "precision": planned.question.precision.name,
+        "engine": planned.question.engine,
+        "workload": {
+            "input_tokens": work.input_tokens,
+            "output_tokens": work.output_tokens,
+            "ttft_s": work.ttft_s,
+            "tpot_s": work.tpot_s,
+            "rate": work.rate,
+        },
+        "requests_per_s": fleet.rate,
+        "output_tokens_per_s": fleet.rate * work.output_tokens,
+        "bound_requests_per_s": fleet.bound,
+        "gap": fleet.gap,
+        "devices_used": fleet.devices_used,
+        "planned_in_s": planned.seconds,
+        "blocks": [
+            {
+                "device": planned.pools[block.pool].hardware.name,
+                "replicas": block.replicas,
+                **candidate_plain(planned, block.candidate),
+            }
+            for block in fleet.blocks
+        ],
+        "pareto": [candidate_plain(planned, c) for c in front(planned)],
+        "why_not": [item.text for item in why(fleet)],
+    }
+
+
+def front(planned: Planned) -> "Sequence[Candidate]":
+    """The Pareto front of the first pool."""
+    from ..placement.search import pareto
+
+    pools = planned.fleet.candidates
+    return pareto(pools[0], planned.question.workload.output_tokens) if pools else []
+
+
+def candidate_plain(planned: Planned, candidate: "Candidate") -> dict[str, Any]:
+    """One candidate as plain data, with its memory terms and the engines that can run it."""
+    from dataclasses import asdict
+
+    from ..placement.emit.rules import engines_for
+    from ..placement.memory_terms import Demand, memory_terms
+
+    work, shape = planned.question.workload, planned.question.shape
+    demand = Demand(
+        float(candidate.batch),
+        work.input_tokens + work.output_tokens,
+        min(work.chunk, work.input_tokens),
+    )
+    memory = memory_terms(shape, candidate.layout, planned.question.precision, demand)
+    return {
+        "layout": str(candidate.layout),
+        **asdict(candidate.layout),
+        "devices": candidate.devices,
+        "role": candidate.role,
+        "batch": candidate.batch,
+        "requests_per_s": candidate.rate,
+        "tokens_per_s_device": candidate.density * work.output_tokens,
+        "tokens_per_s_user": 1 / candidate.tpot_s if candidate.tpot_s else 0.0,
+        "ttft_s": candidate.ttft_s,
+        "tpot_s": candidate.tpot_s,
+        "memory_gb": {
+            name: round(value / 1e9, 3) for name, value in asdict(memory).items() if value
+        },
+        "engines": list(engines_for(shape, candidate.layout)),
+    }

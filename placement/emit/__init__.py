@@ -1,0 +1,1 @@
+"""What people run: engine command lines and cluster objects, made from a plan."""

@@ -1,0 +1,226 @@
+"""How long do a first token and every further one take? Terms weighed by fitted constants.
+
+    step    = sum over operators of max(bytes, math) + messages + launches + sampling
+    TPOT    = step + mixing x (running / output tokens) x prefill     (neighbours' prefills)
+    TTFT    = admission + launches + own prefill + steps + burst + queue
+
+Vectorised over points, because a search weighs thousands and a fit weighs every measured row some
+thousand times. The maximum is a smooth one (a p-norm), so that a fit can follow it.
+
+Legend: n points.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .constants import ENGINES, Constants
+from .terms import Pass, Site, Terms, pass_terms
+
+Array = NDArray[np.float64]
+SMOOTH = 3.0
+UTILISATION_MAX = 0.95  # an M/D/1 queue has no mean beyond 1; a closed loop never gets there
+BURST_LAUNCHES = 0.3  # of a prefill's launches, those that its neighbours wait for too
+FIELDS = tuple(field.name for field in fields(Terms))
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A replica under load: `batch` running requests of each attention replica."""
+
+    site: Site
+    engine: str
+    batch: float
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Terms of n points as arrays: one decode step, one prefill, and what the load is."""
+
+    decode: dict[str, Array]
+    prefill: dict[str, Array]
+    engine: NDArray[np.int64]  # index into ENGINES, len(ENGINES) for any other
+    load: dict[str, Array]
+
+
+def decode_terms(point: Point) -> Terms:
+    """One step of all running requests, half-way through their outputs."""
+    context = point.input_tokens + point.output_tokens / 2
+    work = Pass(point.batch, point.batch, context, context, False, point.batch)
+    return pass_terms(point.site, work)
+
+
+def prefill_terms(point: Point) -> Terms:
+    """The prompt of one request."""
+    half = point.input_tokens / 2
+    return pass_terms(point.site, Pass(point.input_tokens, 1, half, half, True, 1))
+
+
+def columns(points: Sequence[Point]) -> Columns:
+    """Terms of many points."""
+    groups = _alike(points)
+    layouts = [point.site.layout for point in points]
+    older = ["fp4" not in dict(point.site.hardware.flops) for point in points]
+    four_bit = [point.site.precision.expert_type == "fp4" for point in points]
+    known = {name: index for index, name in enumerate(ENGINES)}
+    return Columns(
+        decode=_arrays([_decode_group(group) for group in groups], groups),
+        prefill=_arrays([prefill_terms(group[0]) for group in groups], groups),
+        engine=np.array([known.get(p.engine, len(ENGINES)) for p in points], dtype=np.int64),
+        load={
+            "batch": np.array([float(p.batch) for p in points]),
+            "output": np.array([float(p.output_tokens) for p in points]),
+            "tp": np.array([float(layout.tp) for layout in layouts]),
+            "dp": np.array([float(layout.dp) for layout in layouts]),
+            "pp": np.array([float(layout.pp) for layout in layouts]),
+            "older": np.array(older, dtype=float),
+            "four_bit": np.array(four_bit, dtype=float),
+        },
+    )
+
+
+def _alike(points: Sequence[Point]) -> list[list[Point]]:
+    """Runs of neighbours that differ in batch alone: their terms are computed together."""
+    groups: list[list[Point]] = []
+    for point in points:
+        last = groups[-1][0] if groups else None
+        same = last is not None and (
+            last.site is point.site
+            and last.input_tokens == point.input_tokens
+            and last.output_tokens == point.output_tokens
+        )
+        if same:
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    return groups
+
+
+def _decode_group(group: Sequence[Point]) -> Terms:
+    """Terms of one decode step of points that differ in batch alone; fields may be arrays."""
+    if len(group) == 1:
+        return decode_terms(group[0])
+    batches: Any = np.array([float(point.batch) for point in group])
+    first = group[0]
+    return decode_terms(
+        Point(first.site, first.engine, batches, first.input_tokens, first.output_tokens)
+    )
+
+
+def _arrays(terms: Sequence[Terms], groups: Sequence[Sequence[Point]]) -> dict[str, Array]:
+    """Fields of terms as arrays over all points."""
+    sizes = np.array([len(group) for group in groups])
+    table: dict[str, Array] = {}
+    for name in FIELDS:
+        values = [getattr(t, name) for t in terms]
+        if all(isinstance(value, (int, float)) for value in values):
+            table[name] = np.repeat(np.array(values, dtype=float), sizes)
+        else:
+            parts = [
+                v if isinstance(v, np.ndarray) else np.full(n, v)
+                for v, n in zip(values, sizes, strict=True)
+            ]
+            table[name] = np.concatenate(parts) if parts else np.zeros(0)
+    return table
+
+
+def select(table: Columns, mask: NDArray[np.bool_]) -> Columns:
+    """The points where `mask` is true."""
+    return Columns(
+        {name: column[mask] for name, column in table.decode.items()},
+        {name: column[mask] for name, column in table.prefill.items()},
+        table.engine[mask],
+        {name: column[mask] for name, column in table.load.items()},
+    )
+
+
+class _Weights:
+    """Constants spread over the points of a table: w("name") is an array of n."""
+
+    def __init__(self, constants: Constants, table: Columns) -> None:
+        self._constants, self._engine = constants, table.engine
+        self._older = table.load["older"] > 0
+
+    def __call__(self, name: str) -> Array:
+        by_engine = [self._constants.of(name, engine) for engine in (*ENGINES, "")]
+        picked: Array = np.array(by_engine)[self._engine]
+        return picked
+
+    def older(self, name: str) -> Array:
+        """A factor that holds on older devices alone."""
+        return np.where(self._older, self(name), 1.0)
+
+
+def _larger(first: Array, second: Array) -> Array:
+    """A smooth maximum."""
+    total: Array = (first**SMOOTH + second**SMOOTH) ** (1 / SMOOTH)
+    return total
+
+
+def step_seconds(constants: Constants, table: Columns) -> Array:
+    """Seconds of one decode step, [n]."""
+    w, t = _Weights(constants, table), table.decode
+    read, math = w.older("older_read"), w.older("older_math")
+    four_bit = np.where(table.load["four_bit"] > 0, w("fp4_math"), 1.0)
+    linear = _larger(
+        t["linear_read"] / (w("linear_read") * read), t["linear_math"] / (w("linear_math") * math)
+    )
+    expert = _larger(
+        t["expert_read"] / (w("expert_read") * read),
+        t["expert_math"] / (w("expert_math") * math * four_bit),
+    )
+    cache = _larger(
+        t["cache_read"] / (w("cache_read") * read),
+        t["attention_math"] / (w("attention_math") * math),
+    )
+    fixed = w.older("older_launch") * t["launches"] * w("launch_s") + w("step_s")
+    fixed = fixed + t["rows"] * w("row_s") + t["head"] / w("linear_read")
+    total: Array = linear + expert + cache + fixed + _messages(w, table, t)
+    return total
+
+
+def prefill_seconds(constants: Constants, table: Columns) -> Array:
+    """Seconds of one prompt's prefill without launches, [n]."""
+    w, t = _Weights(constants, table), table.prefill
+    read, math = w.older("older_read"), w.older("older_math")
+    four_bit = np.where(table.load["four_bit"] > 0, w("fp4_math"), 1.0)
+    tokens = t["tokens_per_expert"]
+    rate = w("prefill_expert") * four_bit * math * tokens / (tokens + w("half_full"))
+    linear = _larger(
+        t["linear_read"] / (w("linear_read") * read), t["linear_math"] / (w("prefill_math") * math)
+    )
+    expert = _larger(
+        t["expert_read"] / (w("expert_read") * read), t["expert_math"] * w("skew") / rate
+    )
+    attention = t["attention_math"] / (w("prefill_attention") * math)
+    total: Array = linear + expert + attention + _messages(w, table, t)
+    return total
+
+
+def _messages(w: _Weights, table: Columns, t: dict[str, Array]) -> Array:
+    """Messages and the traffic of residuals, of either pass."""
+    link = w("link") * w.older("older_link")
+    hops = np.log2(np.maximum(table.load["tp"], 1.0)) / 2 + 0.5
+    total: Array = (t["reduce_bytes"] + t["exchange_bytes"]) / link + t["point_to_point"]
+    total = total + t["reduces"] * w("reduce_s") * hops + t["exchanges"] * w("exchange_s")
+    return total + t["activations"] / w("activation_read")
+
+
+def token_seconds(constants: Constants, table: Columns) -> tuple[Array, Array]:
+    """(TPOT, TTFT) in seconds, each [n]."""
+    w, load = _Weights(constants, table), table.load
+    step, prefill = step_seconds(constants, table), prefill_seconds(constants, table)
+    share = load["batch"] / load["output"] * prefill
+    tpot = step + w("mixing") * share
+    busy = np.minimum(UTILISATION_MAX, share / tpot)
+    launches = w.older("older_launch") * table.prefill["launches"] * w("prefill_launch_s")
+    own = w("own_prefill") * prefill + w("own_steps") * step
+    others = w("burst") * load["batch"] ** w("burst_power") * (prefill + BURST_LAUNCHES * launches)
+    queue = w("queueing") * prefill * busy / (1 - busy)
+    ttft = (w("admit_s") + launches + own + others + queue) * w("first_token_center")
+    return tpot, ttft * np.where(load["dp"] > 1, w("replicated"), 1.0)

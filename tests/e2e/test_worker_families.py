@@ -1,0 +1,113 @@
+"""Real workers serve every kind of family: latent KV, transposed experts with biases, other names.
+
+What `test_worker_epochs.py` shows for one family is not shown again; here a model of each kind is
+loaded from its own checkpoint into pages, spread over two devices, spread anew over three while it
+talks, and says what a single rank says.
+"""
+
+import sys
+import time
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DeepseekV3Config, GptOssConfig, MixtralConfig
+from worker_fleet import EXPERTS, LAYERS, Fleet, spread
+from worker_site import DEADLINE_S, DEVICES, Site
+
+from moectl.agents.engine.local import open_engine, open_forward
+from moectl.agents.engine.request import Request
+from moectl.agents.engine.schedule import Limits
+from moectl.core.plan import TransitionKind
+
+COMMON = {
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_experts_per_tok": 3,
+    "intermediate_size": 32,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+}
+KINDS = {
+    "mixtral": lambda: MixtralConfig(
+        **COMMON, num_key_value_heads=2, num_local_experts=EXPERTS, sliding_window=12
+    ),
+    "gpt-oss": lambda: GptOssConfig(
+        **COMMON, num_key_value_heads=2, num_local_experts=EXPERTS, head_dim=16, sliding_window=12
+    ),
+    "deepseek3": lambda: DeepseekV3Config(
+        **COMMON,
+        num_key_value_heads=4,
+        n_routed_experts=EXPERTS,
+        moe_intermediate_size=32,
+        n_shared_experts=1,
+        first_k_dense_replace=0,
+        kv_lora_rank=32,
+        q_lora_rank=24,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        v_head_dim=24,
+        n_group=2,
+        topk_group=1,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    running = Site(tmp_path_factory.mktemp("site"))
+    yield running
+    running.close()
+    for log in sorted(running.root.glob("*.log")):
+        print(f"--- {log.name}\n{log.read_text()}", file=sys.stderr)
+
+
+@pytest.fixture(params=KINDS)
+def checkpoint(request, tmp_path):
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_config(KINDS[request.param]())
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def expected(checkpoint, streams):
+    """What one rank with every expert says."""
+    torch.set_num_threads(1)
+    forward, moe = open_forward(checkpoint)
+    engine = open_engine(forward, Limits(max_context=256), 64)
+    for stream in streams:
+        engine.submit(Request(stream.name, stream.prompt, stream.count))
+    told = {stream.name: [] for stream in streams}
+    while engine.has_work:
+        for token in engine.run(engine.plan(), moe).tokens:
+            told[token.request_id].append(token.token)
+    return told
+
+
+def test_a_family_is_served_from_pages_and_spread_anew_while_it_talks(site, checkpoint):
+    fleet = Fleet(site, checkpoint)
+    try:
+        new, steps = spread(None, DEVICES[:2], 1)
+        record, _ = fleet.change(TransitionKind.CREATE, new, steps)
+        fleet.retire(record)
+        generator = torch.Generator().manual_seed(1)
+        for n in range(4):
+            prompt = tuple(torch.randint(3, 160, (5 + 9 * n,), generator=generator).tolist())
+            fleet.start_stream(prompt, 60, DEVICES[n % 2])
+        new, steps = spread(fleet.placement, DEVICES[:3], 2)
+        record, _ = fleet.change(TransitionKind.SCALE, new, steps)
+        fleet.retire(record)
+        streams = list(fleet.streams.values())
+        until = time.monotonic() + DEADLINE_S
+        for stream in streams:
+            assert stream.ended.wait(until - time.monotonic()), f"{stream.name} did not end"
+            assert (stream.reason, stream.replays) == ("length", 0)
+        told = expected(checkpoint, streams)
+        assert {stream.name: stream.tokens for stream in streams} == told
+        assert len({token for tokens in told.values() for token in tokens}) > 10
+    finally:
+        fleet.close()

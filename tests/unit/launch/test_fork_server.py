@@ -1,0 +1,154 @@
+"""The fork server forks from one thread only, and what it starts lives on without it."""
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from moectl.agents.launch.client import ForkServerClient, argv
+from moectl.agents.launch.forkserver import ForkServer
+from moectl.agents.launch.orders import WorkerLaunch
+from moectl.core.errors import EngineError, ProtocolError
+
+DEADLINE_S = 60.0
+ORDERS = WorkerLaunch(
+    model="m",
+    node="n1",
+    device="d0",
+    instance=1,
+    node_address="127.0.0.11",
+    hmm_socket="h",
+    control_socket="c",
+    data_host="127.0.0.11",
+    secret_file="s",
+    model_folder="nowhere",
+    model_spec={},
+    log_path="l",
+)
+
+
+def start(socket_path):
+    read_fd, write_fd = os.pipe()
+    process = subprocess.Popen(argv(socket_path, write_fd), pass_fds=[write_fd])
+    os.close(write_fd)
+    with os.fdopen(read_fd, "rb") as pipe:
+        assert pipe.read(5) == b"ready"
+    return process
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fork") / "fork.sock"
+    path.parent.chmod(0o700)
+    process = start(path)
+    yield path, process
+    process.terminate()
+    process.wait(DEADLINE_S)
+
+
+@pytest.fixture
+async def client(server):
+    caller = ForkServerClient(server[0])
+    yield caller
+    await caller.close()
+
+
+async def test_it_has_one_thread_after_all_its_imports(server, client):
+    reply = await client.ping()
+    assert reply["pid"] == server[1].pid
+    assert len(os.listdir(f"/proc/{server[1].pid}/task")) == 1
+
+
+async def test_a_store_is_a_child_that_listens_on_the_asked_address_only(client):
+    from torch import distributed
+
+    pid, port = await client.spawn_store("127.0.0.12")
+    try:
+        store = distributed.TCPStore("127.0.0.12", port, is_master=False)
+        store.set("key", "value")
+        assert store.get("key") == b"value"
+        del store
+        for address in ("127.0.0.1", "127.0.0.13"):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((address, port), 5)
+        assert str(pid) in (await client.ping())["children"]
+    finally:
+        os.kill(pid, signal.SIGTERM)
+    until = time.monotonic() + DEADLINE_S
+    while str(pid) in (await client.ping())["children"]:  # reaped: no zombie is left
+        assert time.monotonic() < until
+        await asyncio.sleep(0.02)
+
+
+async def test_a_model_that_does_not_exist_is_refused_with_its_path(client):
+    with pytest.raises(EngineError, match=r"/no/such/model"):
+        await client.template("/no/such/model")
+    assert (await client.ping())["templates"] == []
+
+
+async def test_nonsense_costs_its_own_connection_only(server, client):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(server[0]))
+        sock.sendall(b"\xff\xff\xff\xffnonsense")
+        assert sock.recv(10) == b""
+    assert (await client.ping())["pid"] == server[1].pid
+
+
+async def test_several_callers_get_their_own_answers(client):
+    replies = await asyncio.gather(*(client.ping() for _ in range(5)))
+    assert len({reply["pid"] for reply in replies}) == 1
+
+
+async def test_children_live_on_when_the_server_stops(tmp_path):
+    tmp_path.chmod(0o700)
+    path = tmp_path / "fork.sock"
+    process = start(path)
+    caller = ForkServerClient(path)
+    pid, _ = await caller.spawn_store("127.0.0.11")
+    await caller.stop()
+    assert process.wait(DEADLINE_S) == 0
+    handle = os.pidfd_open(pid)
+    try:
+        assert not select.select([handle], [], [], 0.2)[0]
+        with pytest.raises(EngineError, match="no fork server answers"):
+            await caller.ping()
+        successor = start(path)  # the lock of the path went with the process, not the child
+        assert (await caller.ping())["pid"] == successor.pid
+        await caller.stop()
+        assert successor.wait(DEADLINE_S) == 0
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        assert select.select([handle], [], [], DEADLINE_S)[0]
+        os.close(handle)
+
+
+def test_it_refuses_to_fork_while_it_has_a_second_thread():
+    with socket.socket(socket.AF_UNIX) as listener:
+        server = ForkServer(listener, lambda folder: "template", lambda launch, template: 0)
+        release = threading.Event()
+        thread = threading.Thread(target=release.wait)
+        thread.start()
+        try:
+            reply = server._answer({"op": "spawn", "config": ORDERS.to_plain()})
+        finally:
+            release.set()
+            thread.join()
+    assert not reply["ok"]
+    assert "threads" in reply["error"]
+
+
+def test_orders_are_read_back_as_they_were_written_and_nothing_else_is_taken():
+    assert WorkerLaunch.from_plain(ORDERS.to_plain()) == ORDERS
+    broken = ORDERS.to_plain() | {"extra": 1}
+    del broken["device"]
+    with pytest.raises(ProtocolError, match=r"device.*extra"):
+        WorkerLaunch.from_plain(broken)
+    with contextlib.suppress(ValueError), pytest.raises(ProtocolError):
+        WorkerLaunch.from_json("[]")

@@ -1,0 +1,110 @@
+"""`moectl plan` offline: answers, and refusals that name the limit and the nearest change."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from moectl.cli import main as cli_main
+from moectl.core.errors import CheckpointError, RefusedError, UnplaceableError, UsageError
+
+RUNNER = CliRunner()
+SMALL = ["plan", "-m", "qwen3-30b-a3b", "--fleet", "8xh100"]
+
+
+def run(*words: str) -> str:
+    result = RUNNER.invoke(cli_main.build_app(), list(words), catch_exceptions=True)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.stdout
+
+
+def plan(*words: str) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(run(*SMALL, *words, "-o", "json"))
+    return answer
+
+
+def test_a_plan_says_what_it_uses_and_why_not_more() -> None:
+    answer = plan("--slo", "ttft=2s,tpot=50ms")
+    assert answer["devices_used"] == 8 and answer["requests_per_s"] > 0
+    assert answer["requests_per_s"] <= answer["bound_requests_per_s"] * (1 + 1e-9)
+    for block in answer["blocks"]:
+        assert block["tpot_s"] <= 0.05
+        assert sum(block["memory_gb"].values()) < 80 and "cache" in block["memory_gb"]
+
+
+def test_our_own_engine_gets_only_layouts_that_it_executes() -> None:
+    for block in plan("--engine", "moectl")["blocks"]:
+        assert "moectl" in block["engines"]
+        assert (block["tp"], block["pp"], block["cp"], block["ep"]) == (1, 1, 1, block["dp"])
+
+
+def test_the_front_trades_speed_of_a_user_for_yield_of_a_device() -> None:
+    front = plan()["pareto"]
+    users = [point["tokens_per_s_user"] for point in front]
+    yields = [point["tokens_per_s_device"] for point in front]
+    assert users == sorted(users, reverse=True) and yields == sorted(yields)
+
+
+def test_a_rate_is_met_with_the_fewest_nodes() -> None:
+    few = json.loads(run(*SMALL[:-1], "64xh100", "--rate", "5", "-o", "json"))
+    assert few["requests_per_s"] >= 5 and few["devices_used"] == 8
+
+
+def test_a_model_that_does_not_fit_names_the_bytes_and_the_devices_it_needs() -> None:
+    with pytest.raises(UnplaceableError, match="80 GB") as refusal:
+        run("plan", "-m", "deepseek-v3", "--precision", "fp8", "--fleet", "8xh100")
+    assert "8 more devices" in refusal.value.next_step and refusal.value.exit_code == 4
+
+
+def test_a_limit_that_no_layout_keeps_names_the_nearest_one() -> None:
+    with pytest.raises(UnplaceableError) as refusal:
+        run(*SMALL, "--slo", "tpot=0.1ms")
+    assert "--tpot" in refusal.value.next_step
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--fleet", "h100"],
+        ["--slo", "tbt=5ms"],
+        ["--precision", "fp3"],
+        ["--engine", "other"],
+        ["--lengths", "many"],
+        ["-o", "xml"],
+        ["--emit", "compose"],
+    ],
+)
+def test_wrong_words_are_named(words: list[str]) -> None:
+    with pytest.raises(UsageError):
+        run(*SMALL, *words)
+
+
+def test_unknown_models_and_devices_name_the_known_ones() -> None:
+    with pytest.raises(CheckpointError) as refusal:
+        run("plan", "-m", "nobody", "--fleet", "8xh100")
+    assert "deepseek-v3" in refusal.value.next_step
+    with pytest.raises(RefusedError) as other:
+        run("plan", "-m", "qwen3-32b", "--fleet", "8xh999")
+    assert "h200" in other.value.next_step
+
+
+def test_manifests_are_yaml_without_anchors() -> None:
+    yaml = pytest.importorskip("yaml")
+    text = run(*SMALL, "--engine", "sglang", "--emit", "kubernetes")
+    objects = list(yaml.safe_load_all(text))
+    assert {item["kind"] for item in objects} >= {"Deployment", "Service"}
+    assert "&id" not in text
+
+
+def test_the_drawing_is_written(tmp_path: Path) -> None:
+    run(*SMALL, "--draw", str(tmp_path / "layout.svg"))
+    assert (tmp_path / "layout.svg").read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_facts_need_no_weights() -> None:
+    facts = json.loads(run("model", "facts", "deepseek-v3", "-o", "json"))
+    assert round(facts["total_parameters"] / 1e9, 1) == 671.0
+    assert sum(facts["parameters"].values()) == facts["total_parameters"]
