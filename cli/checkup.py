@@ -41,6 +41,7 @@ def run_checks(home: Home) -> list[Check]:
         _python,
         _torch,
         _etcd,
+        _etcd_cluster,
         _memory,
         _pages,
         _open_files,
@@ -105,6 +106,38 @@ def judge_etcd(version_text: str, binary: str) -> Check:
             "for a cluster of several members use 3.5.6 or newer: older ones can lose consistency",
         )
     return Check("etcd", "ok", f"{text} at {binary}")
+
+
+def _etcd_cluster(home: Home) -> Check:
+    """What the etcd that a fleet uses says of itself: the one named, or this home's own."""
+    import asyncio
+    import os
+
+    named = os.environ.get("MOECTL_ETCD_ENDPOINTS", "")
+    instance = None if named else load_instance(home)
+    if not named and instance is None:
+        return Check("etcd cluster", "ok", "none in use here (MOECTL_ETCD_ENDPOINTS names one)")
+    endpoints = named.split(",") if named else [instance.etcd_endpoint] if instance else []
+    try:
+        return asyncio.run(_ask_etcd(endpoints))
+    except MoectlError as error:
+        return Check("etcd cluster", "fail", error.message, error.next_step)
+
+
+async def _ask_etcd(endpoints: list[str]) -> Check:
+    from ..core.store.etcd import EtcdStore
+    from ..core.store.security import security_from_environment
+
+    store = EtcdStore(endpoints, 3.0, security_from_environment())
+    try:
+        status = await store.status()
+    finally:
+        await store.close()
+    what = f"{status.version}, {status.members} members, {format_bytes(status.db_bytes)}"
+    warnings = status.warnings()
+    if warnings:
+        return Check("etcd cluster", "warn", what, "; ".join(warnings))
+    return Check("etcd cluster", "ok", what)
 
 
 def _memory(_: Home) -> Check:

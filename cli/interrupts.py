@@ -7,9 +7,10 @@ back too; `shielded` keeps a second Ctrl-C from orphaning what the first one is 
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
+Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -32,11 +33,11 @@ def shielded() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handlers(handler: object) -> Iterator[None]:
+def _handlers(handler: Handler) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # Python delivers signals to the main thread only
         return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}  # type: ignore[arg-type]
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:

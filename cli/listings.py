@@ -115,10 +115,7 @@ def models(fleet: FleetView) -> Listing:
         Column("MESSAGE", _get("message")),
     )
     layers = ("desired", "admitted", "allocated", "joined", "effective")
-    more = [
-        Column(word.upper(), lambda row, w=word: _of_status(row, f"{w}_width"), right=True)
-        for word in layers
-    ]
+    more = [Column(word.upper(), _of_status_key(f"{word}_width"), right=True) for word in layers]
     return Listing("model", rows, columns, _get("name"), more)
 
 
@@ -251,6 +248,10 @@ def _generation(row: Row) -> str:
 
 def _of_status(row: Row, key: str) -> str:
     return str(row["status"][key]) if row["status"] else "?"
+
+
+def _of_status_key(key: str) -> Callable[[Row], str]:
+    return lambda row: _of_status(row, key)
 
 
 def _of_usage(row: Row, key: str, *, as_bytes: bool = False) -> str:

@@ -58,6 +58,7 @@ def run(options: BenchOptions) -> BenchResult:
     with _shape(options) as shape, bench_fleet(shape, options.report) as fleet:
         measured = _Measured(options, fleet)
         measured.run()
+        notes = measured.notes()
     results, summary = measured.results, measured.summary
     if options.quick:
         summary |= {"cycles": 0}
@@ -69,7 +70,7 @@ def run(options: BenchOptions) -> BenchResult:
         for key in ("failed", "token_mismatches"):
             summary[key] += results["cycles"][key]
     summary["cores"] = core_count()
-    return BenchResult("scale", options.seed, results, summary, notes=measured.notes())
+    return BenchResult("scale", options.seed, results, summary, notes=notes)
 
 
 @contextmanager

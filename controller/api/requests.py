@@ -3,9 +3,10 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 DOCUMENTS_MAX = 1000  # of one apply; more belongs into several
-EXAMPLE_MODEL = {
+EXAMPLE_MODEL: JsonDict = {
     "kind": "Model",
     "name": "chat",
     "spec": {"source": {"path": "/models/demo"}, "parallelism": {"experts": 2}},

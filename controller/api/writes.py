@@ -19,7 +19,7 @@ from ..auth import Role, authorise
 from ..intents import Accepted, Caller
 from ..ownership import Writer
 from ..tenancy import require_model, require_name
-from .guard import Operator, Parts, caller_of
+from .guard import Operator, Parts, caller_of, services_of
 from .requests import ApplyBody, ReleaseBody, ScaleBody
 from .services import Services, accepted_body, new_operation_id
 from .versions import IfMatch, expected
@@ -83,12 +83,12 @@ async def delete_spec(
     kind: str,
     name: str,
     token: Operator,
-    services: Parts,
     request: Request,
     dry_run: bool = False,
     if_match: IfMatch = None,
 ) -> dict[str, Any]:
     """Take a declaration away, and with it what it asked for."""
+    services = services_of(request)
     if kind != "Model":
         authorise(token, Role.ADMIN)
     caller = caller_of(request, token, None, dry_run)

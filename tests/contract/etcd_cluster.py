@@ -173,7 +173,9 @@ def make_certificates(root: Path) -> EtcdSecurity:
         (root / f"{name}.key").write_bytes(private)
         (root / f"{name}.pem").write_bytes(certificate.public_bytes(pem))
 
-    def build(subject: str, issuer: str, key: ec.EllipticCurvePrivateKey, is_ca: bool):  # type: ignore[no-untyped-def]
+    def build(
+        subject: str, issuer: str, key: ec.EllipticCurvePrivateKey, is_ca: bool
+    ) -> x509.CertificateBuilder:
         def name(text: str) -> x509.Name:
             return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from served_fleet import TOKEN, running_fleet
 
+from moectl.core.errors import MoectlError
 from moectl.core.paths import is_alive, processes_of_instance, read_run_file
 from moectl.core.records import NodeRecord, from_json
 from moectl.memory.hmm.client import HmmClient
@@ -165,6 +166,15 @@ async def test_with_etcd_away_service_goes_on_and_scaling_works_afterwards(fleet
     assert load.answers >= len(ASKS)
 
 
+def hmm_answers(fleet):
+    """A process that was started a moment ago may not listen yet."""
+    try:
+        with HmmClient(fleet.node_dir / "hmm.sock", "test") as hmm:
+            return bool(hmm.usage())
+    except MoectlError:
+        return False
+
+
 @pytest.mark.parametrize("role", ["forkserver", "store", "hmm"])
 async def test_a_killed_helper_is_replaced_and_requests_go_on(fleet, client, expected, role):
     load = Load(client, expected)
@@ -178,7 +188,9 @@ async def test_a_killed_helper_is_replaced_and_requests_go_on(fleet, client, exp
 
         async def is_back():
             new = read_run_file(fleet.node_dir / "run", role)
-            return new is not None and new.process != run.process and is_alive(new.process)
+            if new is None or new.process == run.process or not is_alive(new.process):
+                return False
+            return role != "hmm" or await asyncio.to_thread(hmm_answers, fleet)
 
         await fleet.until(is_back)
         if role == "hmm":  # workers serve on, and the new one knows their pages

@@ -20,7 +20,7 @@ KEYS = Keys("test")
 OPEN = {("GET", "/v1/healthz")}
 ADMIN_ONLY = {("GET", "/v1/tokens"), ("POST", "/v1/tokens"), ("DELETE", "/v1/tokens/{name}")}
 BODIES = {
-    "/v1/models/{name}/scale": {"experts": "1", "dry_run": True},
+    "/v1/models/{name}/scale": {"experts": "2", "dry_run": True},
     "/v1/models/{name}/release": {"field": "parallelism.experts", "dry_run": True},
     "/v1/tokens": {"name": "fresh", "role": "viewer"},
 }
@@ -36,7 +36,11 @@ CALLERS = {
 
 
 def model(name: str = "chat", experts: int = 2) -> dict:
-    spec = {"source": {"path": "/models/chat"}, "parallelism": {"experts": experts}}
+    spec = {
+        "source": {"path": "/models/chat"},
+        "parallelism": {"experts": experts},
+        "memory": {"kvPerDevice": "1MiB"},
+    }
     return {"kind": "Model", "name": name, "spec": spec}
 
 

@@ -1,4 +1,4 @@
-"""Do the memory benches count what they say they count? Small runs; the figures are not looked at."""
+"""Do the memory benches count what they say they count? Small runs; no figure is looked at."""
 
 import subprocess
 import sys

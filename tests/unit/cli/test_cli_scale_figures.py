@@ -1,0 +1,60 @@
+"""What the scale bench counts, from traces made by hand."""
+
+from moectl.cli.bench.scale_figures import Act, Bytes, row_of, worst
+from moectl.cli.bench.scale_fleet import held_bytes, names
+from moectl.cli.demo.metrics import Trace, Window
+from moectl.cli.demo.residency import Sample
+from moectl.cli.fleet_view import TransitionView
+
+SIZES = Bytes(expert=10, kv_block=4)
+
+
+def scale(before: int = 2, after: int = 4) -> TransitionView:
+    return TransitionView(
+        "op",
+        "chat",
+        "scale",
+        "done",
+        before,
+        after,
+        accepted_at=10.0,
+        phase_at={"prepare": 10.0, "commit": 11.0, "retire": 12.0, "done": 13.0},
+        deadline_at=0.0,
+        prediction={"bytes_moved": 80, "bytes_lower_bound": 80},
+        actual={"ready_s": 2.0, "bytes_moved": 80.0},
+    )
+
+
+def act(transition: TransitionView) -> Act:
+    kv_before, kv_after = {"a": 5, "b": 5}, {"a": 15, "b": 15, "c": 5, "d": 5}
+    return Act(transition, Window(0.0, 10.0), Window(13.0, 20.0), kv_before, kv_after)
+
+
+def trace() -> Trace:
+    arrivals = tuple(float(second) for second in range(1, 20))
+    return Trace(0, 0, 0.5, arrivals, 20.0, "text")
+
+
+def test_one_scale_gives_every_key():
+    samples = [Sample(9.0, 400), Sample(12.0, 500), Sample(13.5, 460)]
+    row = row_of(act(scale()), [trace()], samples, SIZES)
+    assert row["ready_s"] == 2.0 and row["done_s"] == 3.0
+    assert row["longest_gap_ms"] == 1000.0 and row["gap_over_p99"] == 1.0
+    assert row["bytes_ratio"] == 1.0 and row["failed"] == 0
+    assert row["peak_bytes_ratio"] == 1.0  # 500 less four staging experts
+    assert (row["kv_blocks_before"], row["kv_blocks_after"]) == (10, 40)
+    assert row["kv_recovered"] == 1.0  # 20 blocks of 4 bytes from 80 bytes that moved
+
+
+def test_the_worst_is_the_least_of_shares_and_the_sum_of_failures():
+    rows = [{"kv_recovered": 1.0, "failed": 1, "ready_s": 2.0}] * 2
+    rows += [{"kv_recovered": 0.5, "failed": 0, "ready_s": 1.0}]
+    assert worst(rows) == {"kv_recovered": 0.5, "failed": 2, "ready_s": 2.0}
+
+
+def test_a_scale_that_comes_again_has_a_name_of_its_own():
+    assert names([scale(), scale(4, 2), scale()]) == ["2->4", "4->2", "2->4 again"]
+
+
+def test_promised_pages_count_as_held():
+    assert held_bytes([{"page_bytes": 16, "total": 10, "free": 4}]) == 96
