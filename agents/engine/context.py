@@ -4,12 +4,13 @@ The orders it was started with, the sizes of its model and its device, and how i
 Plain data; opens nothing but HMM connections when asked to.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ...core.errors import CheckpointError, WorkerError
+from ...core.errors import CheckpointError, MemoryPoolError, WorkerError
 from ...core.plan import DeviceId
 from ...memory.hmm.client import HmmClient
 from ...memory.layout import ExpertShape, SharedLayout
@@ -24,6 +25,11 @@ QUEUE_FACTOR = 4
 
 #: Deadline of one HMM call. Its answers take microseconds; a machine that swaps takes seconds.
 HMM_DEADLINE_S = 10.0
+
+#: How long a connection waits for an HMM that is being restarted: it is ready in 0.1 s after the
+#: agent has noticed, seconds on a busy machine. Below PREPARE's own deadline by far.
+HMM_RESTART_S = 10.0
+HMM_RETRY_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,21 @@ class WorkerContext:
         return owner_label(self.launch.model, part)
 
     def connect(self, purpose: str) -> HmmClient:
-        """A connection of its own to the node's HMM: what it reserves dies with it."""
+        """A connection of its own to the node's HMM: what it reserves dies with it.
+
+        An HMM that was killed is back within a second, and workers serve on: a PREPARE that
+        falls into that second waits for it instead of being forfeited. Never called by the engine's
+        thread.
+        """
         name = f"{self.launch.model}@{self.device} {purpose}"[:200]
-        return HmmClient(self.launch.hmm_socket, name, HMM_DEADLINE_S)
+        limit_s = time.monotonic() + HMM_RESTART_S
+        while True:
+            try:
+                return HmmClient(self.launch.hmm_socket, name, HMM_DEADLINE_S)
+            except MemoryPoolError:
+                if time.monotonic() >= limit_s:
+                    raise
+                time.sleep(HMM_RETRY_S)
 
     def shared_layout(self) -> SharedLayout:
         """Where the weights that are no routed experts stand; the same on every rank."""

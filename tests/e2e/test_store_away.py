@@ -1,6 +1,6 @@
 """etcd or the controller is gone for a while: does anybody who is being served notice?
 
-MOECTL_AWAY_S sets how long: 4 s here, 20 s in the figures of docs/store.md.
+MOECTL_AWAY_S sets how long: 3 s here, 20 s in the figures of docs/store.md.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import httpx
 import pytest
 from embedded_fleet import FREE_PORTS, Fleet, fleet_home
 
-AWAY_S = float(os.environ.get("MOECTL_AWAY_S", "4"))
+AWAY_S = float(os.environ.get("MOECTL_AWAY_S", "3"))
 
 
 class Streams:

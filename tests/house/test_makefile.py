@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-TARGETS = {"setup", "demo", "test", "lint", "bench", "gpu", "clean", "help"}
+TARGETS = {"setup", "demo", "test", "lint", "bench", "soak", "gpu", "clean", "help"}
 RECIPE_LINES_MAX = 10
 
 
