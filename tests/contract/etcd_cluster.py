@@ -6,6 +6,7 @@ Every member is a process of its own; only these processes are signalled, by the
 import asyncio
 import datetime
 import ipaddress
+import os
 import signal
 import socket
 import subprocess
@@ -25,6 +26,14 @@ def free_ports(count: int) -> list[int]:
     for item in sockets:
         item.close()
     return ports
+
+
+def until_stopped(pid: int, limit_s: float = 10.0) -> None:
+    """Until a child that got SIGSTOP has stopped with all of its threads: one may still answer."""
+    end = time.monotonic() + limit_s
+    while os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is None:
+        assert time.monotonic() < end, f"process {pid} does not stop"
+        time.sleep(0.001)
 
 
 @dataclass
@@ -51,6 +60,7 @@ class Member:
     def pause(self) -> None:
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        until_stopped(self.process.pid)
 
     def resume(self) -> None:
         assert self.process is not None
@@ -110,6 +120,13 @@ class EtcdCluster:
             while not await self._is_healthy(member.endpoint):
                 assert time.monotonic() < end, f"{member.name} is not healthy"
                 await asyncio.sleep(0.05)
+
+    async def without_leader(self, index: int, limit_s: float = 20.0) -> None:
+        """Until a member that was left alone knows that it has no leader."""
+        end = time.monotonic() + limit_s
+        while await self._is_healthy(self.members[index].endpoint):
+            assert time.monotonic() < end, "a member alone still believes in its leader"
+            await asyncio.sleep(0.05)
 
     async def _is_healthy(self, endpoint: str) -> bool:
         store = EtcdStore([endpoint], 1.0, self.security)

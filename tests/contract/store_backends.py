@@ -6,6 +6,8 @@ import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from etcd_cluster import until_stopped
+
 from moectl.core.store.embedded import EmbeddedEtcd
 from moectl.core.store.protocol import (
     EventType,
@@ -35,6 +37,7 @@ class EtcdServer:
 
     def pause(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
+        until_stopped(self.process.pid)
 
     def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
