@@ -103,11 +103,6 @@ def connect(home: Home | None = None) -> "ApiClient":
     return ApiClient(instance.api_url, read_token(where))
 
 
-def default_home() -> Home:
-    """`$MOECTL_HOME` or `~/.moectl`."""
-    return Home.from_environment()
-
-
 def spec_matches(instance: Instance, cluster: str, spec: dict[str, Any]) -> bool:
     """Whether a Cluster spec is the one that the instance runs."""
     return instance.cluster == cluster and instance.spec == json.loads(json.dumps(spec))

@@ -14,7 +14,7 @@ from .constants import Constants
 from .emit.rules import ENGINES as RULES
 from .emit.rules import why_not
 from .hardware import Hardware
-from .layouts import Layout, layouts, why_illegal
+from .layouts import Layout, layouts
 from .memory_terms import Demand, memory_terms, sequences_that_fit
 from .model_facts import ModelShape
 from .quantities import Precision
@@ -230,14 +230,3 @@ def _too_slow(work: Workload, layout: Layout, ttft_s: float, tpot_s: float) -> R
     limit = work.ttft_s or ttft_s
     text = f"{layout}: first token after {ttft_s * 1e3:.0f} ms at best, {limit * 1e3:.0f} asked"
     return Rejected(layout, "ttft", ttft_s, limit, text)
-
-
-def illegal_layouts(shape: ModelShape, size: int) -> list[Rejected]:
-    """Tensor widths of a size that the model's own numbers forbid, one reason each."""
-    found = []
-    for tp in (n for n in range(1, size + 1) if size % n == 0):
-        layout = Layout(tp=tp, dp=size // tp, ep=1)
-        reason = why_illegal(shape, layout)
-        if reason:
-            found.append(Rejected(layout, "divisibility", 1.0, 0.0, f"{layout}: {reason}"))
-    return found

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from ...core.errors import MoectlError
 from ...memory.hmm.client import HmmClient
-from ...memory.host import held_bytes
 
 READY_BYTES = b"ready\n"
 
@@ -79,9 +78,3 @@ def private_bytes(pid: int | str = "self") -> int:
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def physical_bytes(client: HmmClient, devices: list[str], pids: list[int]) -> int:
-    """Bytes behind the devices' memfds plus private memory of these processes and this one."""
-    blocks = sum(held_bytes(client.device(device).fd) for device in devices)
-    return blocks + private_bytes() + sum(private_bytes(pid) for pid in pids)

@@ -6,13 +6,20 @@ fast as the disk takes it.
 """
 
 import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from ..train.random_model import RandomModel, Tensor, config_of, shards_of, tensors_of, to_bfloat16
+from ..train.random_model import (
+    RandomModel,
+    Tensor,
+    config_of,
+    shard_header,
+    shards_of,
+    tensors_of,
+    to_bfloat16,
+)
 
 GIB = 1 << 30
 SHARD_BYTES = 2 * GIB
@@ -44,7 +51,7 @@ def write_model(folder: Path, seed: int, report: Callable[[str, str], None]) -> 
     for index, shard in enumerate(shards):
         name = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
         with open(folder / name, "wb") as file:
-            file.write(_header(shard))
+            file.write(shard_header(shard))
             for tensor in shard:
                 file.write(_bytes_of(block, tensor))
                 done += tensor.bytes
@@ -60,18 +67,3 @@ def _bytes_of(block: "np.ndarray[tuple[int, ...], np.dtype[np.uint16]]", tensor:
     turned = np.roll(block, tensor.number * 977)
     repeats = -(-tensor.elements // BLOCK_ELEMENTS)
     return np.tile(turned, repeats)[: tensor.elements].tobytes()
-
-
-def _header(shard: list[Tensor]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for tensor in shard:
-        entries[tensor.name] = {
-            "dtype": "BF16",
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.bytes],
-        }
-        offset += tensor.bytes
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text

@@ -225,7 +225,7 @@ def _write_shard(
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:
-            file.write(_header(shard))
+            file.write(shard_header(shard))
             for tensor in shard:
                 _write_tensor(file, tensor, seed)
                 done += tensor.bytes
@@ -236,7 +236,7 @@ def _write_shard(
     return done
 
 
-def _header(shard: list[Tensor]) -> bytes:
+def shard_header(shard: list[Tensor]) -> bytes:
     """Length and JSON of a safetensors file, padded to 8 bytes so that the data is aligned."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
