@@ -1,7 +1,7 @@
-"""Adds what pyproject.toml cannot say: two optional extensions in C.
+"""Adds what pyproject.toml cannot say: optional extensions in C.
 
-`moectl.kernels._paged` is the fast CPU path of the kernels, `moectl.memory.cache._trajectory` the
-fast loops of the expert cache's policy. Without a compiler, or without a source, the install goes
+`moectl.core._level` splits tokens over copies, `moectl.kernels._paged` is the fast CPU path of the
+kernels, `moectl.memory.cache._trajectory` the fast loops of the expert cache's policy. Without a compiler, or without a source, the install goes
 on and the reference paths run (`backend_name()` of each room says so).
 """
 
@@ -11,6 +11,7 @@ from setuptools import Extension, setup
 
 # Module -> source, relative to this file: builds run in its folder.
 SOURCES = {
+    "moectl.core._level": Path("core/_level.c"),
     "moectl.kernels._paged": Path("kernels/_paged.c"),
     "moectl.memory.cache._trajectory": Path("memory/cache/_trajectory.c"),
 }
