@@ -11,7 +11,7 @@ from ..core.errors import ConflictError, NotFoundError, RefusedError, Unplaceabl
 from ..core.plan import Infeasible, Phase, Placement, StepKind, TransitionKind, TransitionPlan
 from ..core.records import TransitionRecord, to_plain
 from ..core.spec import ModelSpec
-from . import planning
+from . import attempts, planning
 from .config import Limits
 from .model_facts import Facts
 from .observe import Seen, Snapshot
@@ -57,6 +57,8 @@ def pending(model: str, ground: Ground) -> Pending | None:
     status = ground.snapshot.status.get(model)
     if spec is None or running is not None:
         return None
+    if attempts.is_settled(model, spec.value, ground.snapshot, ground.limits):
+        return None  # the status may not say so yet: the loop writes it one tick later
     observed = status.value.observed_generation if status else 0
     is_waiting = any(
         c.type == "Progressing" and c.reason == "WaitingForDevices"

@@ -22,7 +22,7 @@ from ..core.plan import Infeasible, Phase, TransitionPlan
 from ..core.records import SpecRecord
 from ..core.spec import ClusterSpec, ModelSpec, spec_from_plain
 from ..core.spec import to_plain as spec_to_plain
-from . import admission, lifecycle, ownership, planning
+from . import admission, attempts, lifecycle, ownership, planning
 from .admission import Ground, plan_of_record, plan_view
 from .decision import Cause, Change, Draft
 from .observe import Seen
@@ -144,10 +144,9 @@ def decide_apply(
 
 
 def _has_failed(name: str, seen: Seen[SpecRecord] | None, ground: Ground) -> bool:
-    status = ground.snapshot.status.get(name)
-    if seen is None or status is None or seen.value.kind != "Model":
+    if seen is None or seen.value.kind != "Model":
         return False
-    return status.value.failed_generation == seen.value.generation
+    return attempts.failed_for_good(name, seen.value, ground.snapshot, ground.limits) is not None
 
 
 def _applied(wanted: Declaration, record: SpecRecord, action: str) -> dict[str, Any]:

@@ -17,18 +17,15 @@ from dataclasses import dataclass
 
 from ..core.errors import SpecError
 from ..core.plan import Infeasible, Phase, Placement, TransitionKind, TransitionPlan
-from ..core.records import Condition, SpecRecord, TransitionRecord
+from ..core.records import Condition, SpecRecord
 from ..core.spec import ModelSpec
-from . import health, lifecycle, planning, prune, status
+from . import attempts, health, lifecycle, planning, prune, status
 from .config import Limits
-from .decision import RETRYABLE, Change, Decision, Draft, cause_of
+from .decision import Change, Decision, Draft
 from .health import HealthReason
 from .model_facts import Facts
 from .observe import Seen, Snapshot
 from .status import Findings, Refusal
-
-GENERATION_KINDS = (TransitionKind.CREATE, TransitionKind.SCALE)
-
 
 NOTHING_FOUND = Findings()
 
@@ -152,7 +149,7 @@ def _judge_width(model: Model, found: Findings, world: World) -> Verdict:
             return Verdict(None, dataclasses.replace(found, refusal=refusal, waiting=plan))
         return Verdict(None, dataclasses.replace(found, waiting=plan))
     record = model.spec.value
-    earlier = _attempts(model.name, record, world.snapshot)
+    earlier = attempts.attempts(model.name, record, world.snapshot)
     accepted_at = world.now if earlier else record.changed_at
     change = _start(plan, record.operation_id, record.spec, accepted_at, world)
     return Verdict(change, found)
@@ -277,39 +274,12 @@ def _findings(model: str, world: World) -> Findings:
         found = dataclasses.replace(
             found, refusal=Refusal("CheckpointUnreadable", unreadable.message)
         )
-    failed = _failed_for_good(model, spec.value, world)
+    failed = attempts.failed_for_good(model, spec.value, snapshot, world.limits)
     if failed is not None:
         found = dataclasses.replace(
             found, failed_generation=spec.value.generation, failure=failed.reason
         )
     return found
-
-
-def _attempts(model: str, spec: SpecRecord, snapshot: Snapshot) -> list[TransitionRecord]:
-    """Transitions that tried to carry out this generation of this spec, oldest first."""
-    return [
-        t
-        for t in snapshot.history(model)
-        if t.kind in GENERATION_KINDS
-        and t.generation == spec.generation
-        and t.accepted_at >= spec.changed_at
-    ]
-
-
-def _failed_for_good(model: str, spec: SpecRecord, world: World) -> TransitionRecord | None:
-    """The last attempt, if it was forfeited and nothing speaks for another one."""
-    attempts = _attempts(model, spec, world.snapshot)
-    in_a_row: list[TransitionRecord] = []
-    for attempt in reversed(attempts):
-        if attempt.phase is not Phase.FORFEITED:
-            break
-        in_a_row.append(attempt)
-    if not in_a_row:
-        return None
-    may_retry = cause_of(in_a_row[0].reason) in RETRYABLE
-    if may_retry and len(in_a_row) < world.limits.attempts_max:
-        return None
-    return in_a_row[0]
 
 
 def _status_change(model: str, found: Findings, world: World) -> Change | None:

@@ -7,17 +7,19 @@ whoever waits for an operation sees it go on after a retry instead of a failure 
 from collections.abc import Iterable
 from typing import Any
 
-from ..core.plan import Phase
+from ..core.plan import Phase, TransitionKind
 from ..core.records import NodeRecord, SpecRecord, TransitionRecord, to_plain
 from ..core.transitions import TERMINAL_PHASES
+from .attempts import is_settled
 from .config import Limits
 from .decision import RETRYABLE, cause_of
 from .observe import Snapshot
 from .ownership import notes_of
-from .planning import ATTEMPT_MARK, base_operation, declared_devices
+from .planning import ATTEMPT_MARK, base_operation, declared_devices, spec_of
 
 TRANSITIONS_SHOWN = 20
 EVENTS_SHOWN = 50
+ACCEPTED = "accepted"  # shown as the phase of an intent that the loop has not begun yet
 
 
 def fleet(snapshot: Snapshot, cluster: str, now: float, limits: Limits) -> dict[str, Any]:
@@ -153,6 +155,32 @@ def transition(record: TransitionRecord, snapshot: Snapshot, limits: Limits) -> 
         plain["phase"] = str(Phase.FORFEIT)  # it is not over: another attempt follows
     plain["final"] = Phase(plain["phase"]) in TERMINAL_PHASES
     return plain
+
+
+def accepted(operation_id: str, snapshot: Snapshot, limits: Limits) -> dict[str, Any] | None:
+    """An intent that was accepted and not begun, in the form of a transition; None: unknown."""
+    for (kind, name), seen in snapshot.specs.items():
+        spec = seen.value
+        if kind != "Model" or spec.operation_id != operation_id:
+            continue
+        if is_settled(name, spec, snapshot, limits):
+            return None  # it asked for what was there: there never was anything to carry out
+        placed = snapshot.placements.get(name)
+        return {
+            "operation_id": operation_id,
+            "model": name,
+            "kind": str(TransitionKind.SCALE if placed else TransitionKind.CREATE),
+            "phase": ACCEPTED,
+            "generation": spec.generation,
+            "accepted_at": spec.changed_at,
+            "from_width": placed.value.width if placed else 0,
+            "to_width": spec_of(spec).parallelism.experts,
+            "phase_at": {},
+            "deadline_at": 0.0,
+            "prediction": {},
+            "final": False,
+        }
+    return None
 
 
 def _goes_on(record: TransitionRecord, attempt: int, snapshot: Snapshot, limits: Limits) -> bool:

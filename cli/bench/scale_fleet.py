@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import ConflictError, MoectlError
+from ...core.errors import MoectlError
 from ...core.paths import (
     Home,
     end_process,
@@ -38,7 +38,6 @@ from ..teardown import tear_down
 MODEL = "chat"
 SCALE_DEADLINE_S = 120.0
 UP_DEADLINE_S = 240.0
-CONFLICT_S = 5.0
 STATS_S = 1.3  # agents publish about once a second
 NODE_ADDRESSES = ("127.0.0.11", "127.0.0.12")
 
@@ -158,22 +157,11 @@ class BenchFleet:
     def scale(self, width: int) -> TransitionView:
         """Scale and wait for the end; MoectlError when it was forfeited."""
         self._report("scale", f"to {width} devices")
-        answer = self._ask_for(width)
+        operation = f"bench-{uuid.uuid4().hex[:12]}"
+        self.client.scale(MODEL, str(width), operation_id=operation, dry_run=False)
         return waiting.wait_transition(
-            self.client, str(answer["operation_id"]), SCALE_DEADLINE_S, lambda transition: None
+            self.client, operation, SCALE_DEADLINE_S, lambda transition: None
         )
-
-    def _ask_for(self, width: int) -> Any:
-        """The intent; asked again for a moment while the last operation is being put away."""
-        end = time.monotonic() + CONFLICT_S
-        while True:
-            operation = f"bench-{uuid.uuid4().hex[:12]}"
-            try:
-                return self.client.scale(MODEL, str(width), operation_id=operation, dry_run=False)
-            except ConflictError:
-                if time.monotonic() >= end:
-                    raise
-                time.sleep(waiting.POLL_S)
 
     def kv_blocks(self) -> dict[str, int]:
         """KV blocks of every serving device, as the workers report them."""

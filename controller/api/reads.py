@@ -137,7 +137,10 @@ async def transition(
     snapshot = services.seen_by(token)
     seen = snapshot.transitions.get(operation_id)
     if seen is None:
-        raise NotFoundError(f"no operation {operation_id!r} is known")
+        waiting = views.accepted(operation_id, snapshot, services.limits)
+        if waiting is None:
+            raise NotFoundError(f"no operation {operation_id!r} is known")
+        return waiting
     view = views.transition(seen.value, snapshot, services.limits)
     if steps:
         latest = to_plain(snapshot.transitions[view["record_id"]].value)

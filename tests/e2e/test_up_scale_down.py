@@ -12,7 +12,8 @@ import pytest
 from embedded_fleet import FREE_PORTS, Fleet, fleet_home, in_terminal
 
 from moectl.cli.demo.report import is_good
-from moectl.core.paths import processes_of_instance
+from moectl.cli.instance import connect
+from moectl.core.paths import Home, processes_of_instance
 
 pytestmark = pytest.mark.timeout(300)
 QUESTION = ("-m", "read a file and count its words", "--max-tokens", "24", "--temperature", "0")
@@ -78,6 +79,16 @@ def test_scaling_keeps_what_the_model_says(fleet: Fleet, width: str) -> None:
     assert ended["actual"]["bytes_copied"] == ended["prediction"]["bytes_moved"]
     assert said.strip()
     assert fleet.run("chat", *QUESTION).stdout == said
+
+
+def test_the_next_scale_is_accepted_at_the_moment_the_last_one_is_done(fleet: Fleet) -> None:
+    with connect(Home(fleet.home)) as client:
+        for number, width in enumerate(("1", "3", "2", "4", "2")):
+            operation = f"at-once-{number}"
+            client.scale("chat", width, operation_id=operation, dry_run=False)
+            deadline = time.monotonic() + 60
+            while client.get(f"transitions/{operation}")["phase"] != "done":
+                assert time.monotonic() < deadline
 
 
 def test_a_width_above_the_devices_is_unplaceable(fleet: Fleet) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+from moectl.cli.fleet_view import transition_from_plain
 from moectl.controller import planning, views
 from moectl.core.plan import Phase, StepKind, TransitionKind
 from moectl.core.records import DeviceUsage, NodeStats, WorkerStats, to_json
@@ -75,3 +76,13 @@ def test_a_record_too_large_for_the_store_leaves_out_what_stays(fleet) -> None:
     assert not any(step.kind is StepKind.KEEP for step in short.steps)
     assert [s for s in plan.steps if s.kind is not StepKind.KEEP] == list(short.steps)
     assert short.kind is TransitionKind.SCALE
+
+
+def test_an_operation_is_known_from_the_moment_it_is_accepted(fleet) -> None:
+    fleet.declare(2)
+    fleet.place(2)
+    assert views.accepted("op-1", fleet.snapshot, fleet.limits) is None  # carried out long ago
+    fleet.declare(4, generation=2)
+    shown = views.accepted("op-2", fleet.snapshot, fleet.limits)
+    assert (shown["phase"], shown["from_width"], shown["to_width"]) == ("accepted", 2, 4)
+    assert not transition_from_plain(shown).is_over

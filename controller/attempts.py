@@ -1,0 +1,53 @@
+"""Is an intent still to be carried out, by the journal itself?
+
+Pure. The loop says in a model's status how far it has come, one tick after the transaction that
+ended a transition. Whoever was told "done" by the transition may ask for the next width in that
+gap, so admission must not ask the status: it asks the same records that the loop asks.
+"""
+
+from ..core.plan import Phase, TransitionKind
+from ..core.records import SpecRecord, TransitionRecord
+from . import planning
+from .config import Limits
+from .decision import RETRYABLE, cause_of
+from .observe import Snapshot
+
+GENERATION_KINDS = (TransitionKind.CREATE, TransitionKind.SCALE)
+
+
+def is_settled(model: str, spec: SpecRecord, snapshot: Snapshot, limits: Limits) -> bool:
+    """Whether nothing more will be done about this generation: it was carried out, or failed."""
+    if snapshot.running(model) is not None:
+        return False
+    placed = snapshot.placements.get(model)
+    if placed is not None and placed.value.width == planning.spec_of(spec).parallelism.experts:
+        return True
+    return failed_for_good(model, spec, snapshot, limits) is not None
+
+
+def failed_for_good(
+    model: str, spec: SpecRecord, snapshot: Snapshot, limits: Limits
+) -> TransitionRecord | None:
+    """The last attempt, if it was forfeited and nothing speaks for another one."""
+    in_a_row: list[TransitionRecord] = []
+    for attempt in reversed(attempts(model, spec, snapshot)):
+        if attempt.phase is not Phase.FORFEITED:
+            break
+        in_a_row.append(attempt)
+    if not in_a_row:
+        return None
+    may_retry = cause_of(in_a_row[0].reason) in RETRYABLE
+    if may_retry and len(in_a_row) < limits.attempts_max:
+        return None
+    return in_a_row[0]
+
+
+def attempts(model: str, spec: SpecRecord, snapshot: Snapshot) -> list[TransitionRecord]:
+    """Transitions that tried to carry out this generation of this spec, oldest first."""
+    return [
+        t
+        for t in snapshot.history(model)
+        if t.kind in GENERATION_KINDS
+        and t.generation == spec.generation
+        and t.accepted_at >= spec.changed_at
+    ]
