@@ -162,7 +162,13 @@ class Children:
 
     def _hmm_argv(self, ready_fd: int) -> list[str]:
         devices = [
-            {"id": d.id, "hbm_bytes": d.hbm_bytes, "page_bytes": d.page_bytes}
+            {
+                "id": d.id,
+                "hbm_bytes": d.hbm_bytes,
+                "page_bytes": d.page_bytes,
+                "kind": d.kind,
+                "pretouch_bytes": d.pretouch_bytes,
+            }
             for d in self._config.node.devices
         ]
         options = ["--socket", str(self._home.hmm_socket), "--node", self._config.node.name]

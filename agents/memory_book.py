@@ -142,6 +142,8 @@ def _device_usage(raw: dict[str, Any]) -> DeviceUsage:
         free=int(raw["free"]),
         reserved=int(raw["reserved"]),
         used=used,
+        touched=int(raw.get("touched", -1)),
+        pretouch=str(raw.get("pretouch", "")),
     )
 
 

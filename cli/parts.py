@@ -66,6 +66,7 @@ def agent_part(home: Home, instance: Instance, node: Mapping[str, Any]) -> Part:
             "kind": device["kind"],
             "hbm_bytes": device["hbm"],
             "page_bytes": device["pageSize"],
+            "pretouch_bytes": -1 if device.get("pretouch") is None else device["pretouch"],
         }
         for device in node["devices"]
     ]

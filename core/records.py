@@ -114,6 +114,7 @@ class DeviceRecord:
     kind: str  # "cpu", "cuda", "ascend"
     hbm_bytes: int
     page_bytes: int
+    pretouch_bytes: int = -1  # free pages that get their memory ahead of need; -1 for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +246,8 @@ class DeviceUsage:
     free: int
     reserved: int
     used: dict[str, int]  # "experts", "shared", "kv", "adapters" -> pages
+    touched: int = -1  # pages with memory behind them; -1 when the HMM does not say
+    pretouch: str = ""  # "off", "touching", "done", "short of memory", or what went wrong
 
 
 @dataclass(frozen=True, slots=True)

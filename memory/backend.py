@@ -116,6 +116,14 @@ class PageMapper(Protocol):
         """Copy between mapped addresses, and return when it is done."""
         ...
 
+    def untouched(self, handle: DeviceHandle, run: PageRun) -> list[PageRun]:
+        """Pages of a run without memory behind them: filling those is better done by `write`."""
+        ...
+
+    def write(self, handle: DeviceHandle, offset: int, source: int, bytes: int) -> None:
+        """Copy from mapped addresses to a byte offset of the device, mapped here or not."""
+        ...
+
     def release(self, address: int, bytes: int) -> None:
         """Give reserved addresses up."""
         ...

@@ -2,16 +2,18 @@
 
 The peer's pages are mapped read-only for as long as the copy takes and moved by memcpy, which on
 one machine is five to ten times faster than any socket. The target is a mapped, writable window.
+Pages that have no memory yet are written through the device's file instead: a fault less for each 4
+KiB, and twice as fast (facts/prototypes.md section 6). Which ones these are is the kernel's word.
 The back end lets go of the interpreter lock during the move, so a serving thread goes on.
 
 Only within a node: pages of another machine are never mapped, they travel through the engine's
 transfer group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..core.errors import MappingError
-from .backend import DeviceHandle
+from .backend import DeviceHandle, PageRun, coalesce
 from .window import Window
 
 PIECE_BYTES = 16 * 1024 * 1024  # a step that other threads of the process can wait for
@@ -42,7 +44,36 @@ def copy_pages(
         return 0
     with Window(source, total, writable=False, mapper=target.mapper) as peer:
         peer.map(0, source_pages)
-        for done in range(0, count, PIECE_BYTES):
-            size = min(PIECE_BYTES, count - done)
-            target.mapper.copy(target.address + target_offset + done, peer.address + done, size)
+        for begin, size, place in _stretches(target, target_offset, count):
+            for done in range(0, size, PIECE_BYTES):
+                piece, at = min(PIECE_BYTES, size - done), begin + done
+                source_at = peer.address + at - target_offset
+                if place is not None:
+                    target.mapper.write(target.handle, place + done, source_at, piece)
+                else:
+                    target.mapper.copy(target.address + at, source_at, piece)
     return count
+
+
+def _stretches(target: Window, offset: int, count: int) -> Iterator[tuple[int, int, int | None]]:
+    """(offset in the window, bytes, byte of the device where its pages have no memory yet)."""
+    page, end = target.page_bytes, offset + count
+    start = offset // page * page
+    for run in coalesce(target.pages_at(offset, count)):
+        for part, is_fresh in _split(run, target.mapper.untouched(target.handle, run)):
+            stop = start + part.count * page
+            low, high = max(start, offset), min(stop, end)
+            yield low, high - low, part.first * page + low - start if is_fresh else None
+            start = stop
+
+
+def _split(run: PageRun, fresh: Sequence[PageRun]) -> Iterator[tuple[PageRun, bool]]:
+    """A run as parts with memory and parts without."""
+    at, end = run.first, run.first + run.count
+    for part in fresh:
+        if part.first > at:
+            yield PageRun(at, part.first - at), False
+        yield part, True
+        at = part.first + part.count
+    if at < end:
+        yield PageRun(at, end - at), False

@@ -77,6 +77,39 @@ class HostBackend:
             raise _errno_error(f"trim {run.count} pages of device {handle.device_id}")
         return max(0, before - held_bytes(handle.fd))
 
+    def untouched(self, handle: DeviceHandle, run: PageRun) -> list[PageRun]:
+        """Pages of a run that have no memory yet, wholly or in part: their first write is dear.
+
+        Asked of the kernel (SEEK_DATA, SEEK_HOLE), so that it is true whoever touched them. A file
+        of hugetlb pages does not tell: there every page counts as touched.
+        """
+        page, end = handle.page_bytes, (run.first + run.count) * handle.page_bytes
+        found: list[PageRun] = []
+        at = run.first * page
+        while at < end:
+            hole = min(_seek(handle.fd, at, os.SEEK_HOLE), end)
+            if hole >= end:
+                break
+            data = min(_seek(handle.fd, hole, os.SEEK_DATA), end)
+            first, at = hole // page, -(-data // page) * page
+            _append_run(found, PageRun(first, at // page - first))
+        return found
+
+    def write(self, handle: DeviceHandle, offset: int, source: int, bytes: int) -> None:
+        """Write mapped bytes to a place of the device by pwrite: the cheap way to fresh pages.
+
+        No page of it is mapped and zeroed first. Raises MappingError when the machine is full.
+        """
+        data = memoryview((ctypes.c_char * bytes).from_address(source)).cast("B")
+        while data:
+            try:
+                count = os.pwrite(handle.fd, data, offset)
+            except OSError as error:
+                raise MappingError(
+                    f"cannot write {len(data)} bytes to device {handle.device_id}: {error.strerror}"
+                ) from error
+            data, offset = data[count:], offset + count
+
     def share(self, handle: DeviceHandle, run: PageRun, process: int) -> Shares:
         """Nothing: whoever has the device's descriptor can map every page of it."""
         return Shares()
@@ -140,6 +173,14 @@ class HostBackend:
         for place in range(address, address + bytes, OS_PAGE_BYTES):
             ctypes.c_char.from_address(place).value  # noqa: B018  the read is the point
 
+    def populate(self, address: int, bytes: int) -> None:
+        """Give mapped, writable pages their memory without changing a byte, and without a signal.
+
+        Raises MappingError when the machine is full, or its kernel older than 5.14.
+        """
+        if self._libc.madvise(address, bytes, _MADV_POPULATE_WRITE) != 0:
+            raise _errno_error(f"touch {bytes} bytes ahead")
+
     def copy(self, target: int, source: int, bytes: int) -> None:
         """memcpy, without the interpreter lock."""
         ctypes.memmove(target, source, bytes)
@@ -197,6 +238,24 @@ def sealed_memfd(name: str, total: int) -> int:
         os.close(fd)
         raise MappingError(f"a memfd of {total} bytes cannot be made: {error}") from error
     return fd
+
+
+def _seek(fd: int, offset: int, whence: int) -> int:
+    """The next hole or the next data from `offset` on; past every page where there is none."""
+    try:
+        return os.lseek(fd, offset, whence)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return 1 << 62
+        raise MappingError(f"the kernel does not say what is touched: {error.strerror}") from error
+
+
+def _append_run(runs: list[PageRun], run: PageRun) -> None:
+    last = runs[-1] if runs else None
+    if last is not None and last.first + last.count == run.first:
+        runs[-1] = PageRun(last.first, last.count + run.count)
+    else:
+        runs.append(run)
 
 
 def _round_up(value: int, grain: int) -> int:

@@ -243,6 +243,14 @@ class PagedBackend:
         """Copy between mapped addresses of devices."""
         self._driver.copy(target, source, bytes)
 
+    def untouched(self, handle: DeviceHandle, run: PageRun) -> list[PageRun]:
+        """None: a driver's pages are made whole, ahead of need."""
+        return []
+
+    def write(self, handle: DeviceHandle, offset: int, source: int, bytes: int) -> None:
+        """Refused: a driver's pages are only reached through a mapping."""
+        raise MappingError(f"device {handle.device_id} cannot be written without a mapping")
+
     def release(self, address: int, bytes: int) -> None:
         """Unmap what is left and give the addresses up."""
         with self._lock:

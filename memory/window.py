@@ -129,6 +129,15 @@ class Window:
         with self._lock:
             return {place * self.page_bytes: page for place, page in self._page_at.items()}
 
+    def pages_at(self, offset: int, bytes: int) -> tuple[int, ...]:
+        """The pages below a mapped range, in order; MappingError where there is none."""
+        places = range(offset // self.page_bytes, -(-(offset + bytes) // self.page_bytes))
+        with self._lock:
+            try:
+                return tuple(self._page_at[place] for place in places)
+            except KeyError as error:
+                raise MappingError(f"{self._name(error.args[0])} maps no page") from None
+
     def close(self) -> None:
         """Make the whole window inaccessible; calling it again does nothing."""
         with self._lock:

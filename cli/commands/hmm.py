@@ -11,6 +11,10 @@ def hmm(
     socket: Annotated[str, typer.Option(help="Unix socket, in a directory of your own (0700).")],
     device: Annotated[list[str], typer.Option(help=DEVICE_HELP)],
     node: Annotated[str, typer.Option(help="Name of the node.")] = "local",
+    pretouch: Annotated[
+        bool,
+        typer.Option("--pretouch", help="Give free pages their memory ahead, in the background."),
+    ] = False,
     take_over: Annotated[
         bool,
         typer.Option(
@@ -25,14 +29,15 @@ def hmm(
 
     \b
     Examples:
-      moectl hmm --socket ~/hmm/hmm.sock --device d0=1GiB/2MiB
+      moectl hmm --socket ~/hmm/hmm.sock --device d0=1GiB/2MiB --pretouch
       moectl hmm --socket ~/hmm/hmm.sock --device d0=1GiB/2MiB --take-over
     """
     import json
 
     from ...memory.hmm.server import main
 
-    devices = [_device(text) for text in device]
+    limit = -1 if pretouch else 0  # all free pages, or none
+    devices = [_device(text) | {"pretouch_bytes": limit} for text in device]
     argv = ["--socket", socket, "--node", node, "--devices", json.dumps(devices)]
     raise typer.Exit(main([*argv, "--take-over"] if take_over else argv))
 

@@ -18,12 +18,17 @@ DeviceKind = Literal["cpu", "cuda", "ascend"]
 
 
 class DeviceSpec(SpecModel):
-    """One accelerator; a `cpu` device is a share of this machine's memory and one thread."""
+    """One accelerator; a `cpu` device is a share of this machine's memory and one thread.
+
+    `pretouch` says how many bytes of free pages a `cpu` device gives their memory ahead of need, in
+    the background: all of them by default, 0 switches it off.
+    """
 
     id: Name
     kind: DeviceKind = "cpu"
     hbm: Bytes
     page_size: Bytes = 2 * 2**20
+    pretouch: Bytes | None = None
 
 
 class NodeSpec(SpecModel):

@@ -140,8 +140,14 @@ class HmmClient:
         """Give the memory behind free pages back to the machine; returns bytes.
 
         The pool keeps pages touched otherwise, because the first touch is the dearest step of all.
+        No page is touched ahead after this, until `pretouch` says so again.
         """
         return int(self.call({"op": "trim", "device": device})["bytes"])
+
+    def pretouch(self, device: str, bytes: int | None = None) -> None:
+        """Keep so many bytes of free pages touched ahead, in the background; None for all."""
+        request: dict[str, Any] = {"op": "pretouch", "device": device}
+        self.call(request if bytes is None else {**request, "bytes": bytes})
 
     # Layouts.
 
@@ -218,7 +224,11 @@ class HmmClient:
     # The whole.
 
     def usage(self) -> list[dict[str, Any]]:
-        """Per device: device, page_bytes, page_kind, total, free, reserved, used {owner: pages}."""
+        """Per device: device, page_bytes, page_kind, total, free, reserved, used {owner: pages}.
+
+        And touched (pages with memory behind them), pretouch (what goes on), pretouch_limit,
+        touched_ahead_bytes.
+        """
         return list(self.call({"op": "usage"})["usage"])
 
     def owners(self, device: str) -> dict[str, list[tuple[int, int]]]:

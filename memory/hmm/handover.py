@@ -58,6 +58,7 @@ def give(
         "channels": [[c.name, c.ranks, c.bytes_per_rank] for c in channels],
         "connections": [told for _, told in kept],
         "lost": table.state.lost,
+        "pretouch": table.pretouch.limits(),
     }
     memory = _memory_of(json.dumps(state).encode())
     fds = [memory, place.lock, place.listener.fileno()]
@@ -119,6 +120,8 @@ def _build(table: Table, path: Path, fds: list[int], sock: socket.socket, now: f
     devices = {str(name): left.pop(0) for name in state["devices"]}
     table.state.restore(replay(state["effects"]), devices, now)
     table.state.lost = list(state["lost"])
+    for name, limit in state.get("pretouch", {}).items():  # an older HMM touched nothing
+        table.pretouch.set_limit(str(name), int(limit))
     for name, ranks, size in state["channels"]:
         memfd, bells = left.pop(0), tuple(left.pop(0) for _ in range(ranks * ranks))
         table.channels.restore(Channel(str(name), int(ranks), int(size), memfd, bells))

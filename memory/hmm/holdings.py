@@ -24,6 +24,7 @@ class DeviceSpec:
     hbm_bytes: int
     page_bytes: int
     kind: str = "cpu"
+    pretouch_bytes: int = 0  # free pages kept touched ahead: `pretouch.ALL` for all of them
 
 
 @dataclass(slots=True)

@@ -64,6 +64,7 @@ class Server:
         self._stop_asked = False
         self._stop_at: float | None = None
         self._is_handed_over = False
+        self._touching: socket.socket | None = None  # where the child that touches pages answers
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
         self._woken.setblocking(False)
@@ -83,6 +84,7 @@ class Server:
             self._welcome(connection)
         while not self._is_over():
             self._turn()
+        self._table.pretouch.close()
         if self._is_handed_over:  # everything lives on elsewhere: forget, touch nothing
             self._place.close(leave=True)
             return
@@ -102,6 +104,10 @@ class Server:
             elif key.fileobj is self._woken:
                 with contextlib.suppress(BlockingIOError):
                     self._woken.recv(4096)
+            elif key.fileobj is self._touching:
+                line = self._table.pretouch.read(time.monotonic())
+                if line:
+                    self._log.line(line)
             else:
                 self._serve(key.data, mask)
         self._drop_stalled()
@@ -109,6 +115,23 @@ class Server:
         for line in self._table.state.tick(time.monotonic()):
             self._log.line(line)
         self._tell_ready()
+        self._touch_ahead()
+
+    def _touch_ahead(self) -> None:
+        """Give the child that touches free pages its next order, and listen for its answer."""
+        pretouch = self._table.pretouch
+        if not self._is_starting():
+            pretouch.turn(time.monotonic())
+        if pretouch.sock is not self._touching:
+            if self._touching is not None:
+                self._selector.unregister(self._touching)
+            self._touching = pretouch.sock
+            if self._touching is not None:
+                self._selector.register(self._touching, selectors.EVENT_READ)
+
+    def _is_starting(self) -> bool:
+        """Whether somebody waits for us, or we for memory: then nothing else is begun."""
+        return self._stop_asked or self._ready_fd is not None or bool(self._table.state.waiting)
 
     def _is_over(self) -> bool:
         """Whether to end: at once when nobody maps pages, else after the time for a successor."""
@@ -126,13 +149,16 @@ class Server:
             self._ready_fd = None
 
     def _timeout_s(self) -> float | None:
-        if self._stop_asked or self._ready_fd is not None or self._table.state.waiting:
+        if self._is_starting():
             return 0.05
+        waits = [self._table.pretouch.wait_s(time.monotonic())]
         if self._table.state.deadline is not None:
-            return IDLE_CHECK_S
+            waits.append(IDLE_CHECK_S)
         if any(connection.deadline is not None for connection in self._connections.values()):
-            return IDLE_CHECK_S
-        return None if self._is_checked and self._listen_after is None else IDLE_CHECK_S
+            waits.append(IDLE_CHECK_S)
+        if not self._is_checked or self._listen_after is not None:
+            waits.append(IDLE_CHECK_S)
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _accept_waiting(self) -> None:
         for _ in range(ACCEPTS_PER_TURN):
@@ -258,6 +284,7 @@ def parse_devices(text: str) -> list[DeviceSpec]:
                 int(entry["hbm_bytes"]),
                 int(entry["page_bytes"]),
                 str(entry.get("kind", "cpu")),
+                int(entry.get("pretouch_bytes", 0)),
             )
             for entry in json.loads(text)
         ]

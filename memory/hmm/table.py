@@ -22,6 +22,7 @@ from ...core.paths import ProcessId
 from ..backend import PageOwner, PageRun
 from .channels import Channels
 from .holdings import Device, DeviceSpec
+from .pretouch import ALL, Pretouch
 from .requests import (
     NAME_BYTES_MAX,
     Message,
@@ -73,6 +74,7 @@ class Table:
         self.node = node
         self.state = NodeState(owners, journal)
         self.channels = Channels()
+        self.pretouch = Pretouch(self.state.devices)
         self._operations: dict[str, Callable[[Session, Message], Answer]] = {
             "hello": self._hello,
             "device": self._device,
@@ -84,6 +86,7 @@ class Table:
             "rename_owner": self._rename_owner,
             "pages_of": self._pages_of,
             "trim": self._trim,
+            "pretouch": self._pretouch,
             "claims": self._claims,
             "put_layout": self._put_layout,
             "get_layout": self._get_layout,
@@ -102,7 +105,10 @@ class Table:
 
     def open(self, specs: Iterable[DeviceSpec], now: float) -> None:
         """Create or recover the devices; raises MappingError on impossible ones."""
-        self.state.open(specs, now)
+        told = list(specs)
+        self.state.open(told, now)
+        for spec in told:
+            self.pretouch.set_limit(spec.device_id, spec.pretouch_bytes)
 
     def answer(self, session: Session, request: Message) -> Answer:
         """Do what a request says. Raises MoectlError; ProtocolError when it makes no sense."""
@@ -126,6 +132,7 @@ class Table:
 
     def close(self, *, forget: bool = True) -> None:
         """Close every descriptor; `forget` also removes the journal."""
+        self.pretouch.close()
         self.channels.close()
         self.state.close(forget=forget)
 
@@ -205,7 +212,14 @@ class Table:
         device = self._of(request)
         owner = self.state.owner_of(device.handle)
         free = device.pool.free_runs()
+        self.pretouch.set_limit(device.handle.device_id, 0)
         return Answer({"bytes": sum(owner.trim(device.handle, run) for run in free)})
+
+    def _pretouch(self, session: Session, request: Message) -> Answer:
+        """Keep so many bytes of a device's free pages touched ahead; all of them without a count"""
+        limit = count_of(request, "bytes") if "bytes" in request else ALL
+        self.pretouch.set_limit(self._of(request).handle.device_id, limit)
+        return Answer({})
 
     def _claims(self, session: Session, request: Message) -> Answer:
         handle = self._of(request).handle
@@ -283,6 +297,7 @@ class Table:
                 "reserved": device.pool.reserved_count,
                 "shared": device.pool.shared_count,
                 "used": device.pool.used_by_owner(),
+                **self.pretouch.told(name),
             }
             for name, device in sorted(self.state.devices.items())
         ]

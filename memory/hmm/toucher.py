@@ -1,0 +1,125 @@
+"""Who gives free pages their memory before anyone needs them? A child of the HMM, at idle priority.
+
+The first write to a page of the host is a hundred times dearer than mapping it. The HMM itself
+never touches a page, so that a full machine cannot kill it; this process does, on order, one piece
+at a time, and is the first to go when memory runs out. It runs only when a core has nothing else to
+do, and ends with the HMM.
+
+    order    {"page_bytes", "page_count", "page_kind", "runs": [[first, count], ..], "room": bytes}
+             with the device's descriptor: touch up to `room` bytes of these free pages
+    answer   {"touched": bytes, "next": page or -1, "short": bool, "error": text}
+
+Touching is MADV_POPULATE_WRITE: it changes no byte, so a page that somebody reserves and fills at
+the same moment keeps what he writes; and where there is no memory it fails, without a signal.
+`next` is where to go on, `short` says that the machine has no memory to spare.
+Standard library only.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import MoectlError
+from ..backend import DeviceHandle, PageRun
+from ..host import HostBackend
+from ..machine import spare_bytes
+
+SLICE_BYTES = 2 << 20  # one call: some milliseconds, then memory is looked at again
+_PR_SET_PDEATHSIG = 1
+_ORDER_BYTES_MAX = 1 << 20
+
+
+class Toucher:
+    """Works off one order."""
+
+    def __init__(self, handle: DeviceHandle, backend: HostBackend) -> None:
+        self._handle, self._backend = handle, backend
+
+    def touch(self, runs: Sequence[PageRun], room: int) -> dict[str, Any]:
+        """Touch pages of `runs` that have no memory, until `room` bytes are done."""
+        left, page = room // self._handle.page_bytes, self._handle.page_bytes
+        for run in runs:
+            for fresh in self._backend.untouched(self._handle, run):
+                for piece in _sliced(fresh, max(1, SLICE_BYTES // page)):
+                    part = PageRun(piece.first, min(piece.count, left))
+                    is_short = spare_bytes() < part.count * page
+                    if not part.count or is_short:
+                        return _answer_of(room // page - left, page, piece.first, is_short)
+                    self._populate(part)
+                    left -= part.count
+                    if part.count < piece.count:
+                        return _answer_of(room // page, page, part.first + part.count, False)
+        return _answer_of(room // page - left, page, -1, False)
+
+    def _populate(self, piece: PageRun) -> None:
+        size = piece.count * self._handle.page_bytes
+        address = self._backend.reserve(size)
+        try:
+            self._backend.map(address, self._handle, piece, writable=True)
+            self._backend.populate(address, size)
+        finally:
+            self._backend.release(address, size)
+
+
+def serve(sock: socket.socket) -> None:
+    """Answer orders until the HMM is gone."""
+    backend = HostBackend()
+    while True:
+        text, fds, _, _ = socket.recv_fds(sock, _ORDER_BYTES_MAX, 1)
+        if not text:
+            return
+        try:
+            answer = _answer(json.loads(text), fds[0], backend)
+        except (MoectlError, OSError) as error:
+            answer = {"touched": 0, "next": -1, "error": str(error)[:300]}
+        finally:
+            for fd in fds:
+                os.close(fd)
+        sock.send(json.dumps(answer).encode())
+
+
+def _answer(order: dict[str, Any], fd: int, backend: HostBackend) -> dict[str, Any]:
+    sizes = int(order["page_bytes"]), int(order["page_count"])
+    handle = DeviceHandle("", fd, *sizes, str(order["page_kind"]))
+    runs = [PageRun(int(first), int(count)) for first, count in order["runs"]]
+    return Toucher(handle, backend).touch(runs, int(order["room"]))
+
+
+def _answer_of(pages: int, page_bytes: int, at: int, is_short: bool) -> dict[str, Any]:
+    return {"touched": pages * page_bytes, "next": at, "short": is_short}
+
+
+def _sliced(run: PageRun, pages: int) -> list[PageRun]:
+    end = run.first + run.count
+    return [PageRun(at, min(pages, end - at)) for at in range(run.first, end, pages)]
+
+
+def _take_the_back_seat(parent: int) -> None:
+    """Idle priority, first to be ended when memory is out, and gone when the HMM is."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(0)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal's Ctrl-C is the HMM's to handle
+        signal.signal(number, signal.SIG_IGN)
+
+
+def main() -> None:
+    """`python -m moectl.memory.hmm.toucher FD PARENT`: a socket of whole messages, and who asks."""
+    _take_the_back_seat(int(sys.argv[2]))
+    with socket.socket(fileno=int(sys.argv[1])) as sock, contextlib.suppress(ConnectionError):
+        serve(sock)
+
+
+if __name__ == "__main__":
+    main()
