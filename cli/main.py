@@ -36,6 +36,7 @@ from .commands import (
     token,
     top,
     trace,
+    tune,
     up,
     version,
 )
@@ -66,6 +67,7 @@ def build_app() -> typer.Typer:
     app.command("scale", rich_help_panel=fleet)(scale.scale)
     app.command("plan", rich_help_panel=fleet)(plan.plan)
     app.command("calibrate", rich_help_panel=fleet)(calibrate.calibrate)
+    app.command("tune", rich_help_panel=fleet)(tune.tune)
     app.command("diff", rich_help_panel=fleet)(diff.diff)
     app.command("delete", rich_help_panel=fleet)(delete.delete)
     app.command("release", rich_help_panel=fleet)(release.release)

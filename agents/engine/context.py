@@ -73,6 +73,11 @@ class WorkerContext:
         return self.launch.model_spec.get("precision") == "reproducible"
 
     @property
+    def threads(self) -> int:
+        """Threads of arithmetic that the spec gives to this worker."""
+        return int(self.launch.model_spec["engine"].get("threads", 1))
+
+    @property
     def device(self) -> DeviceId:
         """The device that this worker fills."""
         return DeviceId(self.launch.node, self.launch.device)

@@ -141,9 +141,9 @@ class Worker:
 
 def run(launch: WorkerLaunch, template: Any) -> int:
     """The whole life of a worker process; returns its exit code."""
-    torch.set_num_threads(1)
     sys.setswitchinterval(SWITCH_S)
     worker = Worker(launch, template)
+    torch.set_num_threads(worker.context.threads)  # no pool of threads is older than the fork
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.loop.stop())
     print(

@@ -11,9 +11,10 @@ from pydantic import Field
 
 from .patterns import count_schema
 from .types import Bytes, Duration, FolderPath, SpecModel, WholeCount
-from .values import Finding, child, quantity
+from .values import Finding, child, quantity, text_of
 
 WIDTH_MAX = 4096  # ranks; owner tables grow with it
+THREADS_MAX = 256  # of arithmetic in one rank; more than any machine has cores to spare for one
 
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 Precision = Literal["standard", "reproducible"]
@@ -48,6 +49,8 @@ class EngineSpec(SpecModel):
     max_context: Annotated[WholeCount, Field(ge=1), count_schema(1)] | None = None
     dtype: DtypeChoice = "auto"
     prefix_cache: bool = True  # requests that begin alike share KV blocks; changes no bit
+    # Of arithmetic in one worker; one core a rank is what a `cpu` device stands for.
+    threads: Annotated[int, Field(ge=1, le=THREADS_MAX)] = 1
 
 
 class SloSpec(SpecModel):
@@ -81,4 +84,11 @@ def check_model(spec: object) -> Iterator[Finding]:
             ("engine", given),
             f"a prefill chunk of {chunk} tokens does not fit a batch of {batch}",
             f"lower prefillChunk to {batch} or raise maxBatchTokens to {chunk}",
+        )
+    threads = quantity(engine, "threads", fields["threads"].default)
+    if threads is not None and threads > 1 and text_of(spec, "precision") == "reproducible":
+        yield Finding(
+            ("engine", "threads"),
+            f"rows keep their bits with one thread only, not with {threads}",
+            "leave threads out, or use precision: standard",
         )

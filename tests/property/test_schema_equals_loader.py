@@ -49,6 +49,7 @@ BASES: list[dict[str, Any]] = [
                 "kvBlockTokens": 16,
                 "maxContext": None,
                 "dtype": "auto",
+                "threads": 1,
             },
             "precision": "standard",
             "slo": {"ttft": "80ms", "tpot": None},

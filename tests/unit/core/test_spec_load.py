@@ -108,7 +108,7 @@ def test_the_message_has_file_line_path_reason_and_fix() -> None:
         "1 mistake in the spec",
         "  x.yaml:7: spec.engine.maxRequest: unknown field; fix: did you mean 'maxRequests'? known:"
         " maxBatchTokens, maxRequests, prefillChunk, kvBlockTokens, maxContext, dtype,"
-        " prefixCache",
+        " prefixCache, threads",
     ]
     assert caught.value.exit_code == 3
 
