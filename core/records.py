@@ -234,6 +234,7 @@ class WorkerStats:
     kv_blocks_used: int
     kv_blocks_total: int
     expert_tokens: tuple[tuple[int, ...], ...]  # [L][E] tokens computed here in the last second
+    rows: int = 0  # token positions computed; a decoded token is one, a prompt is one per token
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,13 @@ epoch in force. A `run` that raises (a peer is gone) has changed nothing but KV 
 next run rewrites: call `plan` again and go on.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...core.errors import InvariantError
 from .batch import build_batch
 from .grammar import Grammars, Matcher
+from .incoming import Incoming
 from .kv import BlockAllocator, KvPool
 from .model import ForwardPass
 from .moe import MoeRunner
@@ -57,6 +59,7 @@ class Engine:
         self.kv = kv
         self.blocks = blocks or BlockAllocator(kv.blocks)
         self.scheduler = Scheduler(limits, self.blocks)
+        self.incoming = Incoming(self.blocks)
         self._grammars = grammars
         self._matchers: dict[str, Matcher] = {}
         self._steps = 0
@@ -70,18 +73,31 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises EngineRefused (its text is the reason to send)."""
+        self._take(request, self.scheduler.submit)
+
+    def adopt(self, request: Request, computed: int) -> None:
+        """Go on with a request of another rank, whose KV stands in the blocks held for it.
+
+        Its tokens so far are `request.already`, of all its tokens the first `computed` have KV.
+        Raises EngineRefused as `submit`; then the blocks are still held.
+        """
+        blocks = self.incoming.blocks_of(request.id)
+        self._take(request, lambda checked: self.scheduler.adopt(checked, computed, blocks))
+        self.incoming.take(request.id)
+
+    def _take(self, request: Request, take: Callable[[Request], None]) -> None:
         vocab, sampling = self.forward.shape.vocab, request.sampling
         biased = [token for token, _ in sampling.logit_bias]
         for token in (*request.prompt_ids, *request.already, *biased):
             if not 0 <= token < vocab:
                 raise EngineRefused(f"token {token} is outside the vocabulary of {vocab}")
         if sampling.grammar is None:
-            self.scheduler.submit(request)
+            take(request)
             return
         if self._grammars is None:
             raise EngineRefused("this engine has no tokenizer, so it cannot follow a grammar")
         matcher = self._grammars.matcher(sampling.grammar, request.eos_ids, request.already)
-        self.scheduler.submit(request)
+        take(request)
         self._matchers[request.id] = matcher
 
     def cancel(self, request_id: str, reason: str = DoneReason.CANCELLED) -> bool:
@@ -149,8 +165,11 @@ class Engine:
         Requests whose blocks find no place there are computed again later.
         """
         first = self.blocks.total - blocks
-        for old, new in self.scheduler.move_blocks_from(first).items():
+        moved = self.scheduler.move_blocks_from(first)
+        for old, new in moved.items():
             self.kv.copy(old, new)
+        self.incoming.move(moved)
+        self.incoming.drop_from(first)
         self.scheduler.preempt_blocks_from(first)
         self.blocks.shrink(blocks)
         self.kv.shrink(blocks)

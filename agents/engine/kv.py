@@ -183,6 +183,15 @@ class KvPool:
         """The last `count` backed blocks will be unmapped."""
         self.blocks = self._checked(self.blocks - count)
 
+    def bytes_of(self, first: int, count: int) -> Tensor:
+        """`count` neighbouring blocks from `first` on as uint8, flat; writing it writes them."""
+        return self.view[first : first + count].view(-1).view(torch.uint8)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return int(self.view[0].numel()) * self.view.element_size()
+
     def copy(self, source: int, target: int) -> None:
         """The content of a backed block into another one."""
         self.view[target].copy_(self.view[source])

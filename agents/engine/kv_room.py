@@ -11,6 +11,8 @@ helper threads; the engine's part happens on the engine's thread, between two st
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 from ...core.errors import MoectlError
 from ...memory.hmm.client import HmmClient
@@ -70,6 +72,10 @@ class KvRoom:
             owner, layouts = self._context.owner("kv"), {self._name: new.to_json()}
             hmm.free(device, old.pages[len(keep) :], owner, layouts=layouts)
             return count
+
+    def still(self) -> AbstractContextManager[Any]:
+        """While it is held no block gets another number and no page of KV goes."""
+        return self._lock
 
     @property
     def _name(self) -> str:

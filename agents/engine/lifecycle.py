@@ -22,8 +22,10 @@ from ...core.records import TransitionRecord
 from ...memory.hmm.client import HmmClient
 from .context import WorkerContext
 from .kv_room import KvRoom, try_grow
+from .moving import Moving
 from .prepare import Epoch, Preparation
 from .release import release_device, retire_experts
+from .serve import DataServer
 from .steps import LoopState, StepLoop
 
 #: Requests waiting to be worked off. Chosen: an agent sends a handful per transition.
@@ -35,8 +37,11 @@ Tell = Callable[[dict[str, Any]], None]
 class Lifecycle:
     """Transitions of one worker."""
 
-    def __init__(self, context: WorkerContext, loop: StepLoop, tell: Tell) -> None:
+    def __init__(
+        self, context: WorkerContext, loop: StepLoop, data: DataServer, tell: Tell
+    ) -> None:
         self._context, self._loop, self._tell = context, loop, tell
+        self._moving = Moving(context, loop, data, lambda: self._room)
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_MAX)
         self._lock = threading.Lock()
         self._next: Preparation | None = None  # asked for, preparing or prepared
@@ -139,8 +144,10 @@ class Lifecycle:
         operation = preparation.record.operation_id
         try:
             preparation.run()
+            self._expect(preparation)
         except Exception as error:  # whatever it was: undo it, say so, and serve on
             _log(f"operation {operation} could not be prepared", error)
+            self._expect_nothing()
             preparation.forfeit()
             self._undo_room(preparation)
             with self._lock:
@@ -165,7 +172,7 @@ class Lifecycle:
         with self._lock:
             self._next = None
             self._committing = preparation
-        self._loop.commit(record.new.epoch, preparation.epoch)
+        self._loop.commit(record.new.epoch, preparation.epoch, self._moving.hand_over())
         if record.kind is TransitionKind.HEAL and record.old is not None:
             # Nobody can agree with a dead rank: leave the old group at once.
             self._loop.abort(record.old.epoch, "a heal commits")
@@ -184,13 +191,14 @@ class Lifecycle:
             preparation.forget_meeting()
         except MoectlError as error:
             _log("dropping the channel failed", error)
-        self._say("committed", operation, figures)
+        self._say("committed", operation, figures | self._moving.after_flip())
         with self._lock:
             self.prepared_operation = ""
             self.epoch = preparation.record.new.epoch
 
     def _forfeit(self, operation: str, preparation: Preparation | None) -> None:
         if preparation is not None:
+            self._expect_nothing()
             preparation.forfeit()
             self._undo_room(preparation)
             with self._lock:
@@ -201,6 +209,7 @@ class Lifecycle:
         self._say("forfeited", operation)
 
     def _retire(self, operation: str) -> None:
+        self._moving.end()
         live = self._live
         if live is None or live.record.operation_id != operation:
             self._say("retired", operation, error="that operation's epoch is not in force here")
@@ -238,6 +247,16 @@ class Lifecycle:
             return freed
 
     # ---- parts -----------------------------------------------------------------------------------
+
+    def _expect(self, preparation: Preparation) -> None:
+        """The next epoch is ready here: requests of ranks that leave may come and go now."""
+        if preparation.epoch is not None:
+            self._loop.coming = preparation.epoch.engine
+        self._moving.prepare(preparation.record, lambda: preparation.is_cancelled)
+
+    def _expect_nothing(self) -> None:
+        self._moving.end()
+        self._loop.coming = None
 
     def _grow_kv(self, hmm: HmmClient, pages: int) -> None:
         """Pages that experts gave up become KV; serving goes on as well without."""

@@ -51,6 +51,7 @@ class Sequence:
     is_reading: bool = False  # among the prompts that are read in chunks
     cancelled: str = ""
     remembered: int = 0  # leading blocks that were offered to the prefix cache
+    starts: int = 0  # how often its KV was given up
     _keys: list[bytes] = field(default_factory=list)
 
     @property

@@ -84,6 +84,11 @@ class Request:
     priority: int = 0
     cache_salt: str = ""
 
+    @property
+    def tokens_max(self) -> int:
+        """The most tokens that it can have, prompt and generated."""
+        return len(self.prompt_ids) + self.max_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:

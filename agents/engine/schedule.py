@@ -18,10 +18,13 @@ bits that the request would have computed itself.
 
 from bisect import insort
 from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from .kv import BlockAllocator
+from .moves import Standing
 from .progress import EngineRefused, Limits, Sequence, StepItem, StepPlan
 from .request import DoneOut, DoneReason, Likelihood, Request, StepResult, TokenOut
 
@@ -63,6 +66,46 @@ class Scheduler:
             return
         self._by_id[request.id] = sequence
         insort(self._waiting, sequence, key=_place)
+
+    def adopt(self, request: Request, computed: int, blocks: Iterable[int]) -> None:
+        """Go on with another rank's request; `blocks` hold the KV of its first `computed` tokens.
+
+        They are the sequence's from now on. Raises EngineRefused when there is no lane, or no block
+        for the rest of its tokens; then they are still the caller's.
+        """
+        self._check_fits(request)
+        held = list(blocks)
+        need = self._blocks_for(len(request.prompt_ids) + len(request.already))
+        more = self.blocks.allocate(max(need - len(held), 0)) if self._lanes else None
+        if more is None:
+            raise EngineRefused("no lane or no KV block is free for a request that moves here")
+        self.blocks.free(held[need:])
+        self._arrivals += 1
+        sequence = Sequence(request, [*request.prompt_ids, *request.already], self._arrivals)
+        sequence.computed, sequence.blocks = computed, held[:need] + more
+        self._by_id[request.id] = sequence
+        self._give_lane(sequence)
+
+    def standing(self) -> list[Standing]:
+        """Every request that is to go on, as it stands between two steps."""
+        going_on = (held for held in self._by_id.values() if not held.cancelled)
+        return [Standing.of(sequence, self.limits.max_context) for sequence in going_on]
+
+    def continued(self, request_id: str) -> Request:
+        """The request with all that was generated so far: what another rank goes on from."""
+        sequence = self._by_id[request_id]
+        generated = sequence.tokens[len(sequence.request.prompt_ids) :]
+        return replace(sequence.request, already=tuple(generated))
+
+    @property
+    def lanes_free(self) -> int:
+        """Requests that could run beside those that do."""
+        return len(self._lanes)
+
+    @property
+    def queue_free(self) -> int:
+        """Requests that could be queued beside those that are."""
+        return self.limits.max_queued - len(self._waiting)
 
     def cancel(self, request_id: str, reason: str = DoneReason.CANCELLED) -> bool:
         """End a request before the next plan; False when it is unknown (already done)."""
@@ -110,7 +153,8 @@ class Scheduler:
             raise EngineRefused(
                 f"a prompt of {len(request.prompt_ids)} tokens; the context is {limits.max_context}"
             )
-        need = self._blocks_for(min(length + request.max_tokens, limits.max_context) - 1)
+        longest = min(request.tokens_max, limits.max_context)
+        need = self._blocks_for(max(longest, length) - 1)
         if need > self.blocks.total:
             raise EngineRefused(f"{need} KV blocks needed, this rank has {self.blocks.total}")
 
@@ -185,16 +229,19 @@ class Scheduler:
             sequence = self._waiting[0]
             if self._lanes and self._place_in_memory(sequence):
                 self._waiting.pop(0)
-                sequence.lane = self._lanes.pop()
-                self.table_LW[sequence.lane, : len(sequence.blocks)] = sequence.blocks
-                insort(self._running, sequence, key=_place)
-                sequence.is_reading = not sequence.is_decoding
-                if sequence.is_reading:
-                    self._prompts.append(sequence)
+                self._give_lane(sequence)
             elif self._running and _priority(self._running[-1]) > _priority(sequence):
                 self._preempt(self._running[-1])
             else:
                 return
+
+    def _give_lane(self, sequence: Sequence) -> None:
+        sequence.lane = self._lanes.pop()
+        self.table_LW[sequence.lane, : len(sequence.blocks)] = sequence.blocks
+        insort(self._running, sequence, key=_place)
+        sequence.is_reading = not sequence.is_decoding
+        if sequence.is_reading:
+            self._prompts.append(sequence)
 
     def _place_in_memory(self, sequence: Sequence) -> bool:
         """Take the blocks that a waiting sequence needs, or none at all."""
@@ -331,6 +378,7 @@ class Scheduler:
 
 def _start_over(sequence: Sequence) -> None:
     sequence.blocks, sequence.computed, sequence.remembered = [], 0, 0
+    sequence.starts += 1
 
 
 def _place(sequence: Sequence) -> tuple[int, int]:

@@ -19,6 +19,7 @@ class _Account:
     exchanged_at_begin_s: float = 0.0
     exchanged_at_first_s: float = 0.0
     cached_tokens: int = 0
+    is_moved: bool = False  # its prompt was read on another rank, which told what of it was cached
 
 
 class Accounts:
@@ -28,9 +29,9 @@ class Accounts:
         self._open: dict[str, _Account] = {}
         self._exchanged_s = 0.0  # by all steps so far
 
-    def arrive(self, request_id: str, now: float) -> None:
-        """A request is taken in."""
-        self._open[request_id] = _Account(now)
+    def arrive(self, request_id: str, now: float, is_moved: bool = False) -> None:
+        """A request is taken in, or comes from another rank with its KV."""
+        self._open[request_id] = _Account(now, is_moved=is_moved)
 
     def plan(self, plan: StepPlan, now: float) -> None:
         """These rows run next; what of a prompt is not in the first of them came from the cache."""
@@ -63,13 +64,13 @@ class Accounts:
         first, first_x = account.first_s, account.exchanged_at_first_s
         if first is None:
             first, first_x = now, self._exchanged_s
-        return {
+        told = {
             "queue_ms": _ms(began - account.arrived_s),
             "prefill_ms": _ms(first - began - (first_x - begun_x)),
             "decode_ms": _ms(now - first - (self._exchanged_s - first_x)),
             "exchange_ms": _ms(self._exchanged_s - begun_x),
-            "cached_tokens": account.cached_tokens,
         }
+        return told if account.is_moved else told | {"cached_tokens": account.cached_tokens}
 
 
 def _ms(seconds: float) -> float:

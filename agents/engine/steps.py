@@ -57,6 +57,10 @@ class LoopState(StrEnum):
     LEFT = "left"
 
 
+#: Given the engine that leaves; returns the requests whose end it will tell itself.
+HandOver = Callable[[Engine], frozenset[str]]
+
+
 @dataclass
 class Counters:
     """What the loop has done; read by other threads, written by the engine's."""
@@ -91,9 +95,11 @@ class StepLoop:
         self.is_leaving = False
         self.epoch: Epoch | None = None
         self.engine: Engine | None = None
+        self.coming: Engine | None = None  # prepared here, serves from the next epoch on
         self._callbacks = callbacks
         self._lock = threading.Lock()
         self._next: tuple[int, Epoch | None] | None = None  # committed, not entered
+        self._hand_over: HandOver | None = None  # takes requests along when this rank leaves
         self._asked: deque[tuple[Callable[[Engine], None], Future[None]]] = deque()
         self._stopping = False
         self._idle_turns = 0
@@ -103,10 +109,14 @@ class StepLoop:
 
     # ---- any thread ------------------------------------------------------------------------------
 
-    def commit(self, number: int, epoch: Epoch | None) -> None:
-        """Enter an epoch as soon as every rank of the present one may; None: this rank leaves."""
+    def commit(self, number: int, epoch: Epoch | None, hand_over: HandOver | None = None) -> None:
+        """Enter an epoch as soon as every rank of the present one may; None: this rank leaves.
+
+        `hand_over` is then given the engine, and says which requests it will tell their end.
+        """
         with self._lock:
             self._next = (number, epoch)
+            self._hand_over = hand_over
         self.inbox.wake()
 
     def abort(self, number: int, reason: str) -> None:
@@ -121,14 +131,24 @@ class StepLoop:
 
         Raises:  WorkerError when there is no engine, or it was busy until the deadline.
         """
-        done: Future[None] = Future()
-        self._asked.append((task, done))
-        self.inbox.wake()
+        done = self.tell(task)
         try:
             done.result(deadline_s)
         except (TimeoutError, CancelledError) as error:
             done.cancel()
             raise WorkerError("the engine took too long for a task between its steps") from error
+
+    def tell(self, task: Callable[[Engine], None]) -> "Future[None]":
+        """Run a task on the engine's thread between two steps, and wait for nothing."""
+        done: Future[None] = Future()
+        self._asked.append((task, done))
+        self.inbox.wake()
+        return done
+
+    def publish(self, result: StepResult) -> None:
+        """Tell tokens and ends of requests; from another thread only once the engine has left."""
+        if result.tokens or result.dones:
+            self._callbacks.publish(result)
 
     def stop(self) -> None:
         """Finish the step and leave `run`; safe in a signal handler."""
@@ -165,9 +185,10 @@ class StepLoop:
             if not done.set_running_or_notify_cancel():
                 continue
             try:
-                if self.engine is None:
+                engine = self.engine or self.coming
+                if engine is None:
                     raise WorkerError("this rank has no engine any more")
-                task(self.engine)
+                task(engine)
                 done.set_result(None)
             except MoectlError as error:  # handed to whoever asked
                 done.set_exception(error)
@@ -192,7 +213,7 @@ class StepLoop:
             all_rows = [words[_ROWS] for words in seen]
             if not any(all_rows):
                 self._note_live(started)
-                self._publish(StepResult((), engine.drain_dones()))
+                self.publish(StepResult((), engine.drain_dones()))
                 self._idle(epoch)
                 return
             epoch.moe.begin_step(all_rows)
@@ -206,7 +227,7 @@ class StepLoop:
             return
         self._idle_turns = 0
         self.accounts.exchanged(epoch.moe.take_exchanged_s())
-        self._publish(result)
+        self.publish(result)
         self._count(started, rows, len(result.tokens), epoch)
         self._note_live(started)
 
@@ -234,12 +255,15 @@ class StepLoop:
         self.epoch = epoch
         if epoch is None:
             self.state = LoopState.LEFT
-            self._move_all()
+            hand_over, self._hand_over = self._hand_over, None
+            going = hand_over(self.engine) if hand_over and self.engine else frozenset()
+            self._move_all(going)
             self.engine = None
             self._note_live(started)
             return
         if epoch.engine is not None:
             self.engine, epoch.engine = epoch.engine, None
+            self.coming = None
         self.state = LoopState.SERVING
         self._second = _Second()
         self._idle_turns = 0
@@ -290,7 +314,7 @@ class StepLoop:
             if self.engine is not None:
                 self.engine.cancel(request_id)
         if refused:
-            self._publish(StepResult((), tuple(refused)))
+            self.publish(StepResult((), tuple(refused)))
 
     def _submit(self, request: Request) -> DoneOut | None:
         if self.engine is None or self.state not in (LoopState.SERVING, LoopState.PARKED):
@@ -302,19 +326,15 @@ class StepLoop:
         self.counters.tokens_in += len(request.prompt_ids)
         return None
 
-    def _move_all(self) -> None:
-        """Tell every request here to go on elsewhere."""
+    def _move_all(self, going: frozenset[str] = frozenset()) -> None:
+        """Tell every request here to go on elsewhere, but those that are being handed over."""
         submits, _ = self.inbox.take()
         dones = [DoneOut(request.id, DoneReason.MOVED) for request in submits]
         if self.engine is not None:
-            for request_id in self.engine.scheduler.request_ids:
+            for request_id in set(self.engine.scheduler.request_ids) - going:
                 self.engine.cancel(request_id, DoneReason.MOVED)
             dones += self.engine.drain_dones()
-        self._publish(StepResult((), tuple(dones)))
-
-    def _publish(self, result: StepResult) -> None:
-        if result.tokens or result.dones:
-            self._callbacks.publish(result)
+        self.publish(StepResult((), tuple(dones)))
 
     # ---- figures ---------------------------------------------------------------------------------
 

@@ -48,6 +48,26 @@ def request_of(message: dict[str, Any], inner_id: str) -> Request:
     )
 
 
+def message_of(request: Request) -> dict[str, Any]:
+    """The submit message of a request: `request_of` makes an equal one of it."""
+    plain = request.sampling
+    sampling: dict[str, Any] = {name: getattr(plain, name) for name in (*_RANGES, "top_k", "seed")}
+    sampling["logit_bias"] = [[token, bias] for token, bias in plain.logit_bias]
+    sampling["logprobs"] = plain.logprobs if plain.logprobs >= 0 else None
+    if plain.grammar is not None:
+        sampling["grammar"] = {"kind": plain.grammar.kind, "text": plain.grammar.text}
+    return {
+        "id": request.id,
+        "prompt": list(request.prompt_ids),
+        "already": list(request.already),
+        "max_tokens": request.max_tokens,
+        "eos": list(request.eos_ids),
+        "sampling": sampling,
+        "priority": request.priority,
+        "cache_salt": request.cache_salt,
+    }
+
+
 def sampling_of(plain: dict[str, Any]) -> Sampling:
     """The sampling object; every field may be left out. Raises as `request_of`."""
     chosen = {name: _number(plain, name) for name in _RANGES if plain.get(name) is not None}

@@ -57,7 +57,7 @@ class Worker:
         self.control = ControlServer(
             Path(launch.control_socket), self.loop, self.status, self.stats
         )
-        self.lifecycle = Lifecycle(self.context, self.loop, self.control.tell)
+        self.lifecycle = Lifecycle(self.context, self.loop, self.data, self.control.tell)
 
     def serve(self) -> None:
         """Serve until stopped."""
@@ -114,6 +114,7 @@ class Worker:
                 kv_blocks_used=held.kv_blocks_used if held else 0,
                 kv_blocks_total=held.kv_blocks_total if held else 0,
                 expert_tokens=tuple(map(tuple, counts.tolist())) if counts is not None else (),
+                rows=held.rows if held else 0,
             )
         )
 

@@ -73,6 +73,11 @@ class Directory:
         self._prefixes.note(prefix, chosen.address)
         return links[chosen.address]
 
+    def at(self, model: str, address: str) -> WorkerLink | None:
+        """The link of a model's worker at an address, or None."""
+        links = (worker.link for worker in self._of(model))
+        return next((link for link in links if link.address == address), None)
+
     @property
     def silences(self) -> int:
         """How often so far a worker was given up for its silence."""

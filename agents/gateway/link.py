@@ -49,8 +49,12 @@ class Submission:
     sampling: dict[str, Any]
     priority: int = 0
 
-    def message(self, request_id: str, already: list[int]) -> dict[str, Any]:
-        """The submit message; `already` are the tokens that the client has been given."""
+    def message(self, request_id: str, already: list[int], moved: str = "") -> dict[str, Any]:
+        """The submit message; `already` are the tokens that the client has been given.
+
+        `moved` is the key under which the worker runs it already; one that knows no such key takes
+        the message as any other submit.
+        """
         return {
             "op": "submit",
             "id": request_id,
@@ -59,7 +63,7 @@ class Submission:
             "max_tokens": self.max_tokens,
             "eos": list(self.eos),
             "sampling": self.sampling,
-        } | ({"priority": self.priority} if self.priority else {})
+        } | {key: value for key, value in (("priority", self.priority), ("moved", moved)) if value}
 
 
 class WorkerLink:
@@ -115,12 +119,12 @@ class WorkerLink:
         self._drop("closed")
 
     def submit(
-        self, request_id: str, submission: Submission, already: list[int]
+        self, request_id: str, submission: Submission, already: list[int], moved: str = ""
     ) -> TokenStream | None:
-        """Send a request; None when the link is down or its worker does not read."""
+        """Send a request, or claim one that moved there; None when the link is down or full."""
         if not self._connected or self._outbox_bytes > SEND_BYTES_MAX:
             return None
-        frame = encode(submission.message(request_id, already))
+        frame = encode(submission.message(request_id, already, moved))
         stream = TokenStream(request_id, self._tokens_max)
         self._streams[request_id] = stream
         self._send(frame)
@@ -214,6 +218,9 @@ class WorkerLink:
         writer.transport.abort()  # the reading side sees the end and drops the link
 
     def _dispatch(self, message: dict[str, Any]) -> None:
+        for request_id in message.get("continued", ()):
+            if request_id in self._streams:
+                self._streams[request_id].is_continued = True
         for request_id, index, token, *likelihood in message.get("tokens", ()):
             stream = self._streams.get(request_id)
             told = likelihood[0] if likelihood and isinstance(likelihood[0], dict) else None

@@ -29,7 +29,13 @@ class Metrics:
         )
         self.replays = Counter(
             "moectl_gateway_replays",
-            "Times a request changed its worker",
+            "Times a request was computed again on another worker",
+            ["model"],
+            registry=self.registry,
+        )
+        self.moves = Counter(
+            "moectl_gateway_moves",
+            "Times a request changed its worker and its KV moved along",
             ["model"],
             registry=self.registry,
         )

@@ -1,8 +1,10 @@
 """How does one generation survive its worker? The loop that submits, and submits again elsewhere.
 
-A worker that leaves answers "moved", one that dies breaks its connection: in both cases the request
-goes to another worker with the tokens that the client already has, and the ledger makes sure that
-none is repeated or missing. Waiting for a worker is bounded by the model's replay deadline; a
+A worker that leaves hands requests over with their KV and answers "moved:<address> <key>": such a
+one is claimed there, by that key, and nothing is computed again. Where that is not possible it
+answers "moved", and one that dies breaks its connection: then the request goes to another worker
+with the tokens that the client already has (a replay). Either way the ledger makes sure that none
+is repeated or missing. Waiting for a worker is bounded by the model's replay deadline; a
 worker that reports errors is tried a few times, never for ever.
 """
 
@@ -35,6 +37,9 @@ class Fleet(Protocol):
     def pick(self, model: str, avoid: frozenset[str], prefix: Keys = ()) -> WorkerLink | None:
         """The link of the worker to send to now, or None; `avoid` are addresses."""
 
+    def at(self, model: str, address: str) -> WorkerLink | None:
+        """The link of a model's worker at an address, or None."""
+
 
 class Generation:
     """One choice of one request; `tokens()` yields bunches of new tokens in order, exactly once."""
@@ -45,6 +50,7 @@ class Generation:
         self.ledger = Ledger(submission.max_tokens, frozenset(submission.eos))
         self.finish_reason: str | None = None  # "stop" or "length", once known
         self.replays = 0
+        self.moves = 0  # changes of worker at which its KV moved along
         self.timeline = Timeline()
         self._prefix = prefix_keys(submission.prompt)
         self._fleet = fleet
@@ -53,6 +59,7 @@ class Generation:
         self._submission = submission
         self._deadline_s = deadline_s
         self._attempts = 0
+        self._moved_to: tuple[str, str] | None = None  # address and key, until it is claimed there
         self._errors = 0
         self._busy_since: float | None = None
         self._avoid: dict[str, float] = {}  # worker's address -> until when (loop time)
@@ -60,7 +67,7 @@ class Generation:
     async def tokens(self) -> AsyncGenerator[list[Told], None]:
         """New tokens until the generation ends; raises ApiError when it cannot go on."""
         while self.finish_reason is None:
-            link, stream = await self._submit()
+            link, stream = self._claim() or await self._submit()
             done: str | None = None
             try:
                 while done is None:
@@ -77,6 +84,7 @@ class Generation:
             finally:
                 self.timeline.ended(_now(), stream.spent)
                 link.cancel(stream)
+                self._count_change(stream)
             if self.finish_reason is None:
                 self._settle(done, link.address)
 
@@ -85,6 +93,33 @@ class Generation:
         if fresh:
             self._busy_since = None
         return fresh
+
+    def _claim(self) -> tuple[WorkerLink, TokenStream] | None:
+        """Go on reading where the request moved; None when it did not, or nobody can be asked."""
+        if self._moved_to is None:
+            return None
+        link = self._fleet.at(self._model, self._moved_to[0])
+        stream = self._send(link, self._moved_to[1]) if link is not None else None
+        if link is None or stream is None:
+            self._moved_to = None
+            self.replays += 1
+            return None
+        return link, stream
+
+    def _count_change(self, stream: TokenStream) -> None:
+        """A claimed attempt is over: it was a move, or a replay if the worker did not know it."""
+        if self._moved_to is not None:
+            self.moves += stream.is_continued
+            self.replays += not stream.is_continued
+            self._moved_to = None
+
+    def _send(self, link: WorkerLink, key: str = "") -> TokenStream | None:
+        self._attempts += 1
+        name = f"{self._name}.{self._attempts}"
+        stream = link.submit(name, self._submission, self.ledger.accepted, key)
+        if stream is not None:
+            self.timeline.sent(_now())
+        return stream
 
     async def _submit(self) -> tuple[WorkerLink, TokenStream]:
         """Send to the best worker, waiting for one until the deadline."""
@@ -96,12 +131,9 @@ class Generation:
             self._avoid = {key: end for key, end in self._avoid.items() if end > now()}
             link = self._fleet.pick(self._model, frozenset(self._avoid), self._prefix)
             if link is not None:
-                self._attempts += 1
-                name = f"{self._name}.{self._attempts}"
-                stream = link.submit(name, self._submission, self.ledger.accepted)
+                stream = self._send(link)
                 if stream is not None:
                     self.timeline.waited(now() - started)
-                    self.timeline.sent(now())
                     return link, stream
                 self._avoid[link.address] = now() + BUSY_PAUSE_S
             wake = min([until, *self._avoid.values()]) - now()
@@ -122,7 +154,9 @@ class Generation:
         if kind in ("stop", "length"):
             self.finish_reason = kind
         elif kind in (LOST, "moved"):
-            self.replays += 1
+            where, _, key = why.partition(" ")
+            self._moved_to = (where, key) if kind == "moved" and key else None
+            self.replays += self._moved_to is None
             self._avoid[address] = now + MOVED_PAUSE_S
         elif kind == "refused" and "queue full" in why:
             self._settle_busy(address, now)

@@ -58,6 +58,7 @@ class ScriptedWorker:
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._requests: dict[str, tuple[asyncio.Task[None], asyncio.StreamWriter]] = {}
+        self.adopted: set[str] = set()  # keys of requests that moved here, until they are claimed
 
     @property
     def running(self) -> int:
@@ -70,12 +71,19 @@ class ScriptedWorker:
         bound = self._server.sockets[0].getsockname()
         self.address = f"{bound[0]}:{bound[1]}"
 
-    def leave(self) -> None:
-        """Answer "moved" to everything held: the rank leaves."""
+    def leave(self, to: "ScriptedWorker | None" = None, is_known: bool = True) -> None:
+        """Answer "moved" to everything held: the rank leaves, and hands requests over `to` another.
+
+        Not `is_known`: that one has lost them already.
+        """
         for request_id, (task, writer) in list(self._requests.items()):
             task.cancel()
             self._requests.pop(request_id, None)
-            writer.write(encode({"tokens": [], "done": [[request_id, "moved"]]}))
+            key = f"moved/{request_id}"
+            if to is not None and is_known:
+                to.adopted.add(key)
+            reason = "moved" if to is None else f"moved:{to.address} {key}"
+            writer.write(encode({"tokens": [], "done": [[request_id, reason]]}))
 
     async def break_off(self) -> None:
         """Stop at once, as a killed process does: every connection is reset."""
@@ -121,6 +129,9 @@ class ScriptedWorker:
             done = [[request_id, f"refused:{self.script.refusal}"]]
             writer.write(encode({"tokens": [], "done": done}))
             return
+        if message.get("moved") in self.adopted:
+            self.adopted.discard(message["moved"])
+            writer.write(encode({"tokens": [], "done": [], "continued": [request_id]}))
         task = asyncio.get_running_loop().create_task(self._generate(message, writer))
         self._requests[request_id] = (task, writer)
 

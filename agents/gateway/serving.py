@@ -62,6 +62,11 @@ class Exchange:
         """Changes of worker so far."""
         return sum(choice.generation.replays for choice in self.choices)
 
+    @property
+    def moves(self) -> int:
+        """Changes of worker at which the KV moved along, so that nothing was computed again."""
+        return sum(choice.generation.moves for choice in self.choices)
+
     def timings(self) -> dict[str, float]:
         """Where the time went up to now; of several choices, the longest one's."""
         lines = [choice.generation.timeline for choice in self.choices]
@@ -70,7 +75,7 @@ class Exchange:
 
     def ending(self) -> Ending:
         """What the last chunk, or the body, says beside the text."""
-        extension: dict[str, Any] = {"replays": self.replays}
+        extension: dict[str, Any] = {"replays": self.replays, "moves": self.moves}
         if self.ask.wants_timings:
             extension["timings"] = self.timings()
         is_wanted = self.ask.wants_usage or self.ask.wants_timings
@@ -173,6 +178,8 @@ class Service:
         metrics.tokens.labels(model, "prompt").inc(usage.prompt_tokens)
         metrics.tokens.labels(model, "cached").inc(usage.cached_tokens)
         metrics.tokens.labels(model, "completion").inc(usage.completion_tokens)
+        if exchange.moves:
+            metrics.moves.labels(model).inc(exchange.moves)
         if exchange.replays:
             metrics.replays.labels(model).inc(exchange.replays)
         if exchange.first_text_s:

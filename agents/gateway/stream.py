@@ -35,6 +35,7 @@ class TokenStream:
     def __init__(self, request_id: str, tokens_max: int) -> None:
         self.request_id = request_id
         self.spent: dict[str, Any] = {}  # the worker's own account of its time, with the end
+        self.is_continued = False  # the worker ran it already: it moved there with its KV
         self._tokens_max = tokens_max
         self._tokens: list[Told] = []
         self._done: str | None = None

@@ -47,7 +47,8 @@ class Timeline:
         """The attempt is over; `told` is the worker's account or empty."""
         account = {phase: _seconds(told.get(key)) for phase, key in _TOLD.items()}
         cached = told.get("cached_tokens")
-        self.cached_tokens = cached if isinstance(cached, int) and cached > 0 else 0
+        if cached is not None:  # a worker to which it moved has read nothing of the prompt
+            self.cached_tokens = cached if isinstance(cached, int) and cached > 0 else 0
         if all(value is None for value in account.values()):
             if self._first_s is None:  # refused, or lost before it began: that was waiting
                 account = {"queue": now - self._sent_s}

@@ -8,19 +8,22 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
 from dataclasses import replace
 
-import pytest
-import torch
-from worker_fleet import EXPERT_BYTES, EXPERTS, LAYERS, PAGES_PER_EXPERT, Fleet, spread
-from worker_site import ADDRESS, DEADLINE_S, DEVICES, Site, wait_gone
+from worker_fleet import (
+    EXPERT_BYTES,
+    EXPERTS,
+    LAYERS,
+    PAGES_PER_EXPERT,
+    create,
+    finish,
+    prompt,
+    spread,
+)
+from worker_site import ADDRESS, DEADLINE_S, DEVICES, wait_gone
 
-from moectl.agents.engine.local import open_engine, open_forward
 from moectl.agents.engine.release import release_device
-from moectl.agents.engine.request import Request
-from moectl.agents.engine.schedule import Limits
 from moectl.core.plan import (
     DeviceId,
     Part,
@@ -29,82 +32,6 @@ from moectl.core.plan import (
     TransitionKind,
 )
 from moectl.core.records import to_plain
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    torch.manual_seed(7)
-    config = Qwen3MoeConfig(
-        vocab_size=160, hidden_size=64, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, num_experts=EXPERTS, num_experts_per_tok=3,
-        moe_intermediate_size=32, intermediate_size=32, max_position_embeddings=256,
-        tie_word_embeddings=True, decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=True,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("model")
-    model = Qwen3MoeForCausalLM(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def expected(checkpoint):
-    """What one rank with every expert says: the run that never scaled."""
-    torch.set_num_threads(1)
-    forward, moe = open_forward(checkpoint)
-    known = {}
-
-    def tokens(prompt, count):
-        if (prompt, count) not in known:
-            engine = open_engine(forward, Limits(max_context=256), 64)
-            engine.submit(Request("a", prompt, count))
-            out = []
-            while engine.has_work:
-                out += [token.token for token in engine.run(engine.plan(), moe).tokens]
-            known[prompt, count] = out
-        return known[prompt, count]
-
-    return tokens
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    running = Site(tmp_path_factory.mktemp("site"))
-    yield running
-    running.close()
-    for log in sorted(running.root.glob("*.log")):
-        print(f"--- {log.name}\n{log.read_text()}", file=sys.stderr)
-
-
-@pytest.fixture
-def fleet(site, checkpoint):
-    running = Fleet(site, checkpoint)
-    yield running
-    running.close()
-
-
-def create(fleet, width):
-    new, steps = spread(None, DEVICES[:width], 1)
-    record, _ = fleet.change(TransitionKind.CREATE, new, steps)
-    fleet.retire(record)
-
-
-def prompt(seed, length):
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randint(1, 160, (length,), generator=generator).tolist())
-
-
-def finish(fleet, streams, expected):
-    until = time.monotonic() + DEADLINE_S
-    for stream in streams:
-        while not stream.ended.wait(0.05):
-            assert time.monotonic() < until, f"{stream.name} got {len(stream.tokens)} tokens"
-            fleet.place_homeless()
-        assert stream.reason == "length"
-        assert stream.tokens == expected(stream.prompt, stream.count)
 
 
 def expert_pages(fleet):

@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 
+import torch
 from worker_site import ADDRESS, DEADLINE_S, DEVICES, Handle, wait_gone
 
 from moectl.agents.engine.release import release_device
@@ -16,6 +17,7 @@ from moectl.core.plan import (
     Prediction,
     Step,
     StepKind,
+    TransitionKind,
     joining_ranks,
     leaving_devices,
 )
@@ -37,9 +39,11 @@ SPEC = {"engine": ENGINE, "memory": {"kvPerDevice": 512 * 1024}}
 class Stream:
     """One request, as a gateway keeps it: replayed elsewhere when its rank leaves or dies."""
 
-    def __init__(self, fleet, name, prompt, count, device):
+    def __init__(self, fleet, name, prompt, count, device, sampling):
         self.fleet, self.name, self.prompt, self.count = fleet, name, prompt, count
+        self.sampling = sampling
         self.tokens, self.reason, self.device, self.replays = [], None, device, 0
+        self.moves, self.continued, self.moved_to = 0, 0, None
         self.ended = threading.Event()
         self.moved_off = threading.Event()
 
@@ -48,7 +52,10 @@ class Stream:
         self.tokens.append(token)
 
     def done(self, reason):
-        if reason in ("moved", "lost"):
+        if reason == "lost" or reason.partition(":")[0] == "moved":
+            where = reason.partition(":")[2].split(" ", 1)
+            self.moved_to = where if len(where) == 2 else None
+            self.device = None  # the end of that connection is no second loss
             self.moved_off.set()
             self.fleet.homeless.put(self)
             return
@@ -65,6 +72,7 @@ class Fleet:
     def __init__(self, site, checkpoint):
         self.site, self.checkpoint, self.hmm = site, checkpoint, site.hmm
         self.workers, self.streams, self.homeless = {}, {}, queue.Queue()
+        self.flips = {}  # device -> figures of its last flip
         self.placement, self.is_talking, self._lock = None, False, threading.Lock()
 
     def spawn(self, device, instance):
@@ -116,7 +124,9 @@ class Fleet:
         for device in members:
             self.workers[device].call("commit", operation_id=record.operation_id)
         for device in members:
-            assert self.workers[device].event("committed")["ok"]
+            event = self.workers[device].event("committed")
+            assert event["ok"], event
+            self.flips[device] = event["figures"]
         self.placement = record.new
         self.place_homeless()
 
@@ -139,9 +149,10 @@ class Fleet:
             wait_gone(worker.pid)
             worker.close()
 
-    def start_stream(self, prompt, count, device):
+    def start_stream(self, prompt, count, device, sampling=None):
         with self._lock:
-            stream = Stream(self, f"r{len(self.streams)}", prompt, count, device)
+            name = f"r{len(self.streams)}"
+            stream = Stream(self, name, prompt, count, device, sampling or {"temperature": 0.0})
             self.streams[stream.name] = stream
         self.workers[device].submit(stream)
         return stream
@@ -149,15 +160,20 @@ class Fleet:
     def talk_on(self, stream):
         """A conversation that ended begins anew, as long as there is to be load."""
         if self.is_talking:
-            self.start_stream(stream.prompt, stream.count, stream.device)
+            self.start_stream(stream.prompt, stream.count, stream.device, stream.sampling)
 
     def place_homeless(self):
-        """Replay requests that lost their rank on the first rank."""
+        """Claim requests that moved where they are, and replay the others on the first rank."""
         while True:
             try:
                 stream = self.homeless.get_nowait()
             except queue.Empty:
                 return
+            there = [w for w in self.workers.values() if w.address == (stream.moved_to or [""])[0]]
+            if there:
+                stream.device, stream.moves = there[0].device, stream.moves + 1
+                there[0].submit(stream, moved=stream.moved_to[1])
+                continue
             stream.device, stream.replays = self.placement.ranks[0], stream.replays + 1
             self.workers[stream.device].submit(stream)
 
@@ -204,3 +220,24 @@ def spread(old, ranks, epoch, instances=None):
         kind = StepKind.COPY if source else StepKind.LOAD
         steps.append(Step(kind, Part.SHARED, ranks[rank], 1, source=source))
     return new, tuple(steps)
+
+
+def create(fleet, width):
+    new, steps = spread(None, DEVICES[:width], 1)
+    record, _ = fleet.change(TransitionKind.CREATE, new, steps)
+    fleet.retire(record)
+
+
+def prompt(seed, length):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(1, 160, (length,), generator=generator).tolist())
+
+
+def finish(fleet, streams, expected):
+    until = time.monotonic() + DEADLINE_S
+    for stream in streams:
+        while not stream.ended.wait(0.05):
+            assert time.monotonic() < until, f"{stream.name} got {len(stream.tokens)} tokens"
+            fleet.place_homeless()
+        assert stream.reason == "length"
+        assert stream.tokens == expected(stream.prompt, stream.count, stream.sampling)

@@ -97,11 +97,11 @@ class Handle:
             self._seen[event["event"]].append(event)
         return self._seen[name].pop(0)
 
-    def submit(self, stream):
+    def submit(self, stream, **more):
         self._data.send({
             "op": "submit", "id": stream.name, "prompt": list(stream.prompt),
             "already": list(stream.tokens), "max_tokens": stream.count, "eos": [],
-            "sampling": {"temperature": 0.0},
+            "sampling": stream.sampling, **more,
         })  # fmt: skip
 
     def close(self):
@@ -117,6 +117,8 @@ class Handle:
             if message is None:
                 self.fleet.lost(self.device)
             return
+        for name in message.get("continued", ()):
+            self.fleet.streams[name].continued += 1
         for name, index, token in message["tokens"]:
             self.fleet.streams[name].token(index, token)
         for name, reason in message["done"]:

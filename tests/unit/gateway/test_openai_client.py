@@ -34,7 +34,7 @@ async def test_completion_has_text_reason_and_usage(client, served):
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage.completion_tokens == 12
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 12
-    assert answer.model_extra["moectl"] == {"replays": 0}
+    assert answer.model_extra["moectl"] == {"replays": 0, "moves": 0}
 
 
 async def test_streamed_completion_is_the_whole_one_in_pieces(client, served):
@@ -47,7 +47,7 @@ async def test_streamed_completion_is_the_whole_one_in_pieces(client, served):
     text = "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].text
     assert chunks[-1].usage.completion_tokens == 40
-    assert chunks[-1].model_extra["moectl"] == {"replays": 0}
+    assert chunks[-1].model_extra["moectl"] == {"replays": 0, "moves": 0}
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
 
 

@@ -5,6 +5,7 @@ import asyncio
 import openai
 import pytest
 
+from moectl.agents.gateway.scripted import Script, ScriptedWorker, formula
 from moectl.core.plan import DeviceId
 from moectl.core.transitions import WorkerState
 
@@ -24,8 +25,11 @@ async def whole_text(client) -> str:
     return answer.choices[0].text
 
 
-async def streamed(client, on_chunk=None) -> tuple[str, int]:
-    """(text, replays) of a stream; `on_chunk(count)` is awaited after every chunk."""
+async def streamed(client, on_chunk=None, extension=None) -> tuple[str, int]:
+    """(text, replays) of a stream; `on_chunk(count)` is awaited after every chunk.
+
+    `extension` takes in what moectl says beside them.
+    """
     stream = await client.completions.create(
         model="chat",
         prompt="abc",
@@ -42,6 +46,7 @@ async def streamed(client, on_chunk=None) -> tuple[str, int]:
                 await on_chunk(count)
         else:
             replays = chunk.model_extra["moectl"]["replays"]
+            (extension if extension is not None else {}).update(chunk.model_extra["moectl"])
             assert chunk.usage.completion_tokens == LENGTH
     return text, replays
 
@@ -83,6 +88,46 @@ async def test_a_leaving_worker_hands_its_requests_over(client, rig):
         for submit in worker.script.submitted
     ]
     assert sorted(alreadies)[-1] > 30 and max(alreadies) < LENGTH
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_request_that_moved_is_claimed_where_it_is_or_replayed(client, rig, is_known):
+    for name in ("n1/d0", "n1/d1", "n1/d2"):
+        await rig.start_worker(name, token_s=0.01)
+    await rig.until_serving(3)
+    expected = await whole_text(client)
+    held_by = []
+
+    async def move_on(count: int) -> None:
+        if count in (5, 20):
+            now = holder(rig)
+            target = next(name for name in rig.workers if name not in (now, *held_by))
+            held_by.append(now)
+            rig.workers[now].leave(rig.workers[target], is_known)
+
+    changes = {}
+    text, replays = await streamed(client, move_on, changes)
+    assert text == expected
+    assert (replays, changes["moves"]) == ((0, 2) if is_known else (2, 0))
+    claims = [s["moved"] for w in rig.workers.values() for s in w.script.submitted if "moved" in s]
+    assert len(claims) == 2
+    assert not any(worker.adopted for worker in rig.workers.values())
+
+
+async def test_a_request_that_moved_to_a_worker_nobody_reaches_is_replayed(client, rig):
+    await rig.start_worker("n1/d0", token_s=0.01)
+    await rig.start_worker("n1/d1", token_s=0.01)
+    await rig.until_serving(2)
+    expected = await whole_text(client)
+    stranger = ScriptedWorker(Script(formula(2048)), "another secret")
+    await stranger.start()
+
+    async def move_away(count: int) -> None:
+        if count == 20:
+            rig.workers[holder(rig)].leave(stranger)
+
+    assert await streamed(client, move_away) == (expected, 1)
+    await stranger.break_off()
 
 
 async def test_a_request_waits_for_a_worker_that_comes_back(client, rig):
