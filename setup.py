@@ -1,8 +1,9 @@
 """Adds what pyproject.toml cannot say: optional extensions in C.
 
 `moectl.core._level` splits tokens over copies, `moectl.kernels._paged` is the fast CPU path of the
-kernels, `moectl.memory.cache._trajectory` the fast loops of the expert cache's policy. Without a compiler, or without a source, the install goes
-on and the reference paths run (`backend_name()` of each room says so).
+kernels, `moectl.memory.cache._trajectory` the fast loops of the expert cache's policy. Without a
+compiler, or without a source, the install goes on and the reference paths run (`backend_name()` of
+each room says so).
 """
 
 from pathlib import Path

@@ -13,6 +13,7 @@ The loops run in C where the extension was built, and here otherwise, with the s
 Legend: E experts, C copies (those of one expert side by side), D devices.
 """
 
+import itertools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -49,7 +50,7 @@ def level_shares(load_E: Any, start_E1: Any, rank_C: Any, share_C: Any, width: i
     if extension is not None:
         return float(extension.level(load_E, start_E1, rank_C, share_C, width, SWEEPS))
     start = memoryview(start_E1).tolist()
-    rank, load = memoryview(rank_C).tolist(), memoryview(load_E).tolist()
+    rank, load = memoryview(rank_C).tolist(), [float(each) for each in memoryview(load_E).tolist()]
     _check(len(load), start, rank, width)
     split = Split(load, start, rank, width)
     most = split.level(SWEEPS)
@@ -64,7 +65,7 @@ def _array(values: Sequence[float]) -> Any:
 
 
 def _check(experts: int, start: list[int], rank: list[int], width: int) -> None:
-    rising = all(a < b for a, b in zip(start, start[1:], strict=False))
+    rising = all(a < b for a, b in itertools.pairwise(start))
     ends = start[:1] == [0] and len(start) == experts + 1 and start[-1] == len(rank)
     if not (rising and ends and width > 0 and all(0 <= r < width for r in rank)):
         raise ValueError("loads and copies do not fit together")
