@@ -14,7 +14,7 @@ help:  ## list the targets
 setup: $(STAMP)  ## make .venv with moectl and its tools in it
 	@echo "ready: $(BIN)/moectl --help"
 
-$(STAMP): pyproject.toml setup.py $(wildcard core/*.[ch] kernels/*.[ch] memory/cache/*.c)
+$(STAMP): pyproject.toml setup.py $(wildcard core/*.[ch] kernels/*.[ch] memory/cache/*.c placement/copies/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "moectl needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@echo "installing into .venv: a minute or two"
@@ -50,5 +50,5 @@ gpu:  ## tests on a GPU machine with torch, triton, transformers and pytest; ins
 
 clean:  ## remove what make and the tools made, .venv too
 	rm -rf .venv .typing build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f core/*.so kernels/*.so memory/cache/*.so snapshot_report.html
+	rm -f core/*.so kernels/*.so memory/cache/*.so placement/copies/*.so snapshot_report.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,9 @@
 """Adds what pyproject.toml cannot say: optional extensions in C.
 
 `moectl.core._level` splits tokens over copies, `moectl.kernels._paged` is the fast CPU path of the
-kernels, `moectl.memory.cache._trajectory` the fast loops of the expert cache's policy. Without a
-compiler, or without a source, the install goes on and the reference paths run (`backend_name()` of
-each room says so).
+kernels, `moectl.memory.cache._trajectory` the fast loops of the expert cache's policy,
+`moectl.placement.copies._copies` the planner of copies. Without a compiler, or without a source,
+the install goes on and the reference paths run (`backend_name()` of each room says so).
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ SOURCES = {
     "moectl.core._level": Path("core/_level.c"),
     "moectl.kernels._paged": Path("kernels/_paged.c"),
     "moectl.memory.cache._trajectory": Path("memory/cache/_trajectory.c"),
+    "moectl.placement.copies._copies": Path("placement/copies/_copies.c"),
 }
 
 
