@@ -19,7 +19,7 @@ from .memory_terms import Demand, memory_terms, sequences_that_fit
 from .model_facts import ModelShape
 from .quantities import Precision
 from .terms import Site
-from .weigh import Point, columns, prefill_seconds, step_seconds, token_seconds
+from .weigh import Point, columns, lone_prefill, step_seconds, token_seconds
 
 REPLICA_MAX = 64
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -166,11 +166,11 @@ def _timed(
     ]
     table = columns(points)
     tpot, ttft = token_seconds(constants, table)
-    step, prefill = step_seconds(constants, table), prefill_seconds(constants, table)
+    step = step_seconds(constants, table)
+    busy, lone = lone_prefill(constants, table)
     slots = np.array([batch * layout.dp * layout.pp for layout, batch in pairs], dtype=float)
     serve = slots / (ttft + work.output_tokens * tpot)
     decode = slots / (work.output_tokens * step)
-    lone = ttft - constants.of("burst", question.engine) * prefill * table.load["batch"]
     candidates: list[Candidate] = []
     best: dict[Layout, tuple[float, float]] = {}
     for i, (layout, batch) in enumerate(pairs):
@@ -184,11 +184,11 @@ def _timed(
                 Candidate(layout, batch, "decode", float(decode[i]), 0.0, float(step[i]), 0.0)
             )
         if batch == 1:
-            alone = float(min(first, lone[i])) + handover_seconds(question, hardware, layout)
-            rate = prefill_rate(work, float(prefill[i]), alone)
+            alone = float(lone[i]) + handover_seconds(question, hardware, layout)
+            rate = prefill_rate(work, float(busy[i]), alone)
             if rate > 0:
                 total = rate * layout.dp * layout.pp
-                candidates.append(Candidate(layout, 1, "prefill", total, first, 0.0, 0.0))
+                candidates.append(Candidate(layout, 1, "prefill", total, alone, 0.0, 0.0))
     alive = {candidate.layout for candidate in candidates if candidate.role == "serve"}
     slow = [_too_slow(work, layout, *best[layout]) for layout in best if layout not in alive]
     return candidates, slow

@@ -6,8 +6,9 @@ right first, because their twins with the right labels are in the same table.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from .campaigns import RECIPE, campaign, mean_lengths, traffic
 from .hardware import Hardware
 from .layouts import Layout
 from .model_facts import ModelShape
@@ -54,12 +55,16 @@ class Row:
     ttft_s: float
     tpot_s: float
     is_relabelled: bool = False
+    campaign: str = RECIPE  # how it was measured, see `placement.campaigns`
 
     @property
     def point(self) -> Point:
         """The row as something to predict."""
         site = Site(self.shape, self.hardware, self.layout, self.precision)
-        return Point(site, self.engine, self.batch, self.input_tokens, self.output_tokens)
+        lengths = mean_lengths(self.campaign, (self.input_tokens, self.output_tokens))
+        has_fp4 = "fp4" in dict(self.hardware.flops)
+        arrives = traffic(self.campaign, self.engine, has_fp4, self.batch * self.layout.dp)
+        return Point(site, self.engine, self.batch, *lengths, traffic=arrives)
 
     @property
     def group(self) -> tuple[str, str, str]:
@@ -106,7 +111,24 @@ def read_rows(
             rows.append(_row(line, record, known, hardware))
         except ValueError:
             left.append(LeftOut(line, "unreadable"))
-    return rows, left
+    return _campaigns(rows), left
+
+
+def _campaigns(rows: Sequence[Row]) -> list[Row]:
+    """The same rows with the habit of the load generator behind each."""
+    lengths: dict[object, set[tuple[int, int]]] = {}
+    for row in rows:
+        asked = lengths.setdefault((*row.group, row.version), set())
+        asked.add((row.input_tokens, row.output_tokens))
+    return [
+        replace(
+            row,
+            campaign=campaign(
+                (row.input_tokens, row.output_tokens), lengths[(*row.group, row.version)]
+            ),
+        )
+        for row in rows
+    ]
 
 
 def _row(

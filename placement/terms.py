@@ -57,6 +57,7 @@ class Terms:
     activations: float = 0.0
     reduce_bytes: float = 0.0
     exchange_bytes: float = 0.0
+    ring_bytes: float = 0.0
     point_to_point: float = 0.0
     reduces: float = 0.0
     exchanges: float = 0.0
@@ -179,7 +180,21 @@ def _messages(terms: Terms, site: Site, group: LayerGroup, work: Pass) -> None:
         bytes_ = tokens / layout.tp * away * d * both_ways
         terms.exchange_bytes += group.count * bytes_ / link.bytes_per_s
         terms.exchanges += 2 * group.count
-    if layout.cp > 1 and work.is_prefill and group.attention.kv_elements:
-        link = site.hardware.tier_of(layout.stage_devices)
-        ring = work.context * group.attention.kv_elements * site.precision.kv_bytes / layout.tp
-        terms.exchange_bytes += group.count * ring * (layout.cp - 1) / layout.cp / link.bytes_per_s
+    if layout.cp > 1 and group.attention.kv_elements:
+        _context_messages(terms, site, group, work)
+
+
+def _context_messages(terms: Terms, site: Site, group: LayerGroup, work: Pass) -> None:
+    """Among context ranks a prefill passes keys round; a decode step sends its queries to all
+    shards of the cache and gathers what they found."""
+    layout, attention = site.layout, group.attention
+    link = site.hardware.tier_of(layout.stage_devices)
+    share = (layout.cp - 1) / layout.cp / link.bytes_per_s
+    if work.is_prefill:
+        shards = 1 if attention.is_replicated else min(layout.tp, attention.kv_heads)
+        rows = attention.met(work.context * 2) * attention.kv_elements / shards
+        terms.ring_bytes += group.count * rows * site.precision.kv_bytes * share
+        return
+    row = attention.heads * (attention.qk_dim + attention.v_dim) / layout.tp * COMBINE_BYTES
+    terms.exchange_bytes += group.count * work.tokens * row * share
+    terms.exchanges += 2 * group.count

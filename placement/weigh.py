@@ -2,7 +2,10 @@
 
     step    = sum over operators of max(bytes, math) + messages + launches + sampling
     TPOT    = step + mixing x (running / output tokens) x prefill     (neighbours' prefills)
-    TTFT    = admission + launches + own prefill + steps + burst + queue
+    TTFT    = admission + tokens on the host + own prefill + steps + burst + queue
+
+A prefill is not captured in a graph: the host launches its kernels one by one while the device
+works, so that it takes the larger of both, and prompts that share an iteration share its launches.
 
 Vectorised over points, because a search weighs thousands and a fit weighs every measured row some
 thousand times. The maximum is a smooth one (a p-norm), so that a fit can follow it.
@@ -23,19 +26,36 @@ from .terms import Pass, Site, Terms, pass_terms
 Array = NDArray[np.float64]
 SMOOTH = 3.0
 UTILISATION_MAX = 0.95  # an M/D/1 queue has no mean beyond 1; a closed loop never gets there
-BURST_LAUNCHES = 0.3  # of a prefill's launches, those that its neighbours wait for too
+CHUNK = 8192  # tokens of one prefill iteration: the default of the engines
 FIELDS = tuple(field.name for field in fields(Terms))
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """How requests come to a closed loop.
+
+    `lockstep` 1: all lengths are equal, so that requests which start together end together;
+    `poll_steps`: decode steps between the engine's looks at arrivals; `opening` 1: the burst of the
+    start is in the mean, one request in ten.
+    """
+
+    lockstep: float = 0.0
+    poll_steps: float = 1.0
+    opening: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Point:
-    """A replica under load: `batch` running requests of each attention replica."""
+    """A replica under load: `batch` running requests of each attention replica; `chunk` tokens of
+    prompts that one iteration takes."""
 
     site: Site
     engine: str
     batch: float
     input_tokens: int
     output_tokens: int
+    chunk: int = CHUNK
+    traffic: Traffic = Traffic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +94,13 @@ def columns(points: Sequence[Point]) -> Columns:
         engine=np.array([known.get(p.engine, len(ENGINES)) for p in points], dtype=np.int64),
         load={
             "batch": np.array([float(p.batch) for p in points]),
+            "input": np.array([float(p.input_tokens) for p in points]),
             "output": np.array([float(p.output_tokens) for p in points]),
+            "chunk": np.array([float(p.chunk) for p in points]),
+            "chunks": np.array([float(-(-p.input_tokens // p.chunk)) for p in points]),
+            "lockstep": np.array([p.traffic.lockstep for p in points]),
+            "poll": np.array([p.traffic.poll_steps for p in points]),
+            "opening": np.array([p.traffic.opening for p in points]),
             "tp": np.array([float(layout.tp) for layout in layouts]),
             "dp": np.array([float(layout.dp) for layout in layouts]),
             "pp": np.array([float(layout.pp) for layout in layouts]),
@@ -85,7 +111,7 @@ def columns(points: Sequence[Point]) -> Columns:
 
 
 def _alike(points: Sequence[Point]) -> list[list[Point]]:
-    """Runs of neighbours that differ in batch alone: their terms are computed together."""
+    """Runs of neighbours that differ in batch, chunk or traffic alone: they share their terms."""
     groups: list[list[Point]] = []
     for point in points:
         last = groups[-1][0] if groups else None
@@ -102,7 +128,7 @@ def _alike(points: Sequence[Point]) -> list[list[Point]]:
 
 
 def _decode_group(group: Sequence[Point]) -> Terms:
-    """Terms of one decode step of points that differ in batch alone; fields may be arrays."""
+    """Terms of one decode step of points that share all but the batch; fields may be arrays."""
     if len(group) == 1:
         return decode_terms(group[0])
     batches: Any = np.array([float(point.batch) for point in group])
@@ -180,34 +206,42 @@ def step_seconds(constants: Constants, table: Columns) -> Array:
     )
     fixed = w.older("older_launch") * t["launches"] * w("launch_s") + w("step_s")
     fixed = fixed + t["rows"] * w("row_s") + t["head"] / w("linear_read")
-    total: Array = linear + expert + cache + fixed + _messages(w, table, t)
+    total: Array = linear + expert + cache + fixed + _messages(w, table, t, 1.0)
     return total
 
 
 def prefill_seconds(constants: Constants, table: Columns) -> Array:
-    """Seconds of one prompt's prefill without launches, [n]."""
-    w, t = _Weights(constants, table), table.prefill
+    """Seconds of one prompt's prefill without launches, all its chunks and stages together, [n].
+
+    Every chunk reads the weights again, and the cache of the chunks before it.
+    """
+    w, t, chunks = _Weights(constants, table), table.prefill, table.load["chunks"]
     read, math = w.older("older_read"), w.older("older_math")
     four_bit = np.where(table.load["four_bit"] > 0, w("fp4_math"), 1.0)
-    tokens = t["tokens_per_expert"]
+    tokens = np.maximum(1.0, t["tokens_per_expert"] / chunks)
     rate = w("prefill_expert") * four_bit * math * tokens / (tokens + w("half_full"))
     linear = _larger(
-        t["linear_read"] / (w("linear_read") * read), t["linear_math"] / (w("prefill_math") * math)
+        chunks * t["linear_read"] / (w("linear_read") * read),
+        t["linear_math"] / (w("prefill_math") * math),
     )
     expert = _larger(
-        t["expert_read"] / (w("expert_read") * read), t["expert_math"] * w("skew") / rate
+        chunks * t["expert_read"] / (w("expert_read") * read), t["expert_math"] * w("skew") / rate
     )
-    attention = t["attention_math"] / (w("prefill_attention") * math)
-    total: Array = linear + expert + attention + _messages(w, table, t)
+    # A ring of context ranks passes keys on while it computes with those it has.
+    ring = t["ring_bytes"] / (w("link") * w.older("older_link"))
+    attention = _larger(t["attention_math"] / (w("prefill_attention") * math), ring)
+    again = (chunks - 1) * t["cache_read"] / (w("cache_read") * read)
+    total: Array = linear + expert + attention + again + _messages(w, table, t, chunks)
     return total
 
 
-def _messages(w: _Weights, table: Columns, t: dict[str, Array]) -> Array:
-    """Messages and the traffic of residuals, of either pass."""
+def _messages(w: _Weights, table: Columns, t: dict[str, Array], times: Array | float) -> Array:
+    """Messages and the traffic of residuals, of either pass; each message is sent `times`."""
     link = w("link") * w.older("older_link")
     hops = np.log2(np.maximum(table.load["tp"], 1.0)) / 2 + 0.5
     total: Array = (t["reduce_bytes"] + t["exchange_bytes"]) / link + t["point_to_point"]
-    total = total + t["reduces"] * w("reduce_s") * hops + t["exchanges"] * w("exchange_s")
+    latency = t["reduces"] * w("reduce_s") * hops + t["exchanges"] * w("exchange_s")
+    total = total + times * latency
     return total + t["activations"] / w("activation_read")
 
 
@@ -215,12 +249,59 @@ def token_seconds(constants: Constants, table: Columns) -> tuple[Array, Array]:
     """(TPOT, TTFT) in seconds, each [n]."""
     w, load = _Weights(constants, table), table.load
     step, prefill = step_seconds(constants, table), prefill_seconds(constants, table)
-    share = load["batch"] / load["output"] * prefill
+    host = _host_seconds(w, table)
+    # Prompts that one iteration can take, and those that it meets: itself, and as many as end in
+    # the step before.
+    room = np.maximum(1.0, load["chunk"] / load["input"])
+    pipe = _pipelined(load)
+    arriving = load["batch"] / load["output"]
+    share = arriving * _larger(prefill, host / np.minimum(room, 1.0 + arriving))
     tpot = step + w("mixing") * share
     busy = np.minimum(UTILISATION_MAX, share / tpot)
-    launches = w.older("older_launch") * table.prefill["launches"] * w("prefill_launch_s")
-    own = w("own_prefill") * prefill + w("own_steps") * step
-    others = w("burst") * load["batch"] ** w("burst_power") * (prefill + BURST_LAUNCHES * launches)
+    steps = w("own_steps") + (load["poll"] - 1) / 2
+    together = w("own_prefill") + w("lockstep") * load["lockstep"]
+    burst = w("burst") * load["opening"] * load["batch"] * _larger(prefill, host / room)
     queue = w("queueing") * prefill * busy / (1 - busy)
-    ttft = (w("admit_s") + launches + own + others + queue) * w("first_token_center")
-    return tpot, ttft * np.where(load["dp"] > 1, w("replicated"), 1.0)
+    own = together * pipe * _larger(prefill, host) + steps * step
+    ttft = (_admission(w, table) + own + burst + queue) * w("first_token_center")
+    return tpot, ttft * _replication(w, table)
+
+
+def _host_seconds(w: _Weights, table: Columns) -> Array:
+    """Seconds in which the host launches the kernels of one prompt's iterations, [n]."""
+    each: Array = w.older("older_launch") * table.prefill["launches"] * w("prefill_launch_s")
+    return each * table.load["chunks"]
+
+
+def _pipelined(load: dict[str, Array]) -> Array:
+    """The share of a prompt's work that its first token waits for: n chunks of equal time pass p
+    stages in n + p - 1 of their n p parts."""
+    share: Array = (load["chunks"] + load["pp"] - 1) / (load["chunks"] * load["pp"])
+    return share
+
+
+def _admission(w: _Weights, table: Columns) -> Array:
+    """Seconds from the arrival of a prompt to its first iteration, its tokenisation included."""
+    total: Array = w("admit_s") + table.load["input"] * w("token_s")
+    return total
+
+
+def _replication(w: _Weights, table: Columns) -> Array:
+    return np.where(table.load["dp"] > 1, w("replicated"), 1.0)
+
+
+def longest_gap(constants: Constants, table: Columns) -> Array:
+    """Seconds of a decode step that shares its iteration with one chunk of a prompt, [n]."""
+    w = _Weights(constants, table)
+    prompt = _larger(prefill_seconds(constants, table), _host_seconds(w, table))
+    total: Array = step_seconds(constants, table) + prompt / table.load["chunks"]
+    return total
+
+
+def lone_prefill(constants: Constants, table: Columns) -> tuple[Array, Array]:
+    """(seconds that a replica without decoding is busy with one prompt, seconds to its first
+    token when nothing else is there), each [n]."""
+    w = _Weights(constants, table)
+    busy = _larger(prefill_seconds(constants, table), _host_seconds(w, table))
+    alone = (_admission(w, table) + _pipelined(table.load) * busy) * w("first_token_center")
+    return busy, alone * _replication(w, table)
