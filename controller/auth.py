@@ -37,7 +37,7 @@ def authenticate(authorization: str | None, snapshot: Snapshot) -> TokenRecord:
         found = snapshot.tokens.get(digest_of(token.strip()))
     if found is None:
         raise AuthError("unknown token", next_step="use a token of this fleet")
-    return found
+    return found.value
 
 
 def authorise(token: TokenRecord, needed: Role) -> None:

@@ -61,7 +61,7 @@ class Snapshot:
     status: Mapping[str, Seen[ModelStatus]] = field(default_factory=dict)
     stats: Mapping[str, NodeStats] = field(default_factory=dict)
     events: Mapping[str, EventRecord] = field(default_factory=dict)
-    tokens: Mapping[str, TokenRecord] = field(default_factory=dict)
+    tokens: Mapping[str, Seen[TokenRecord]] = field(default_factory=dict)
     endpoints: Mapping[str, EndpointRecord] = field(default_factory=dict)
 
     def model_spec(self, model: str) -> Seen[SpecRecord] | None:
@@ -109,7 +109,7 @@ def _tables(keys: Keys) -> dict[str, Table]:
         keys.status: _record("status", ModelStatus, True),
         keys.stats: _record("stats", NodeStats),
         keys.events: _record("events", EventRecord),
-        keys.tokens: _record("tokens", TokenRecord),
+        keys.tokens: _record("tokens", TokenRecord, True),
         keys.endpoints: _record("endpoints", EndpointRecord),
     }
 
@@ -141,7 +141,7 @@ class Mirror:
 
     def tokens(self) -> Collection[TokenRecord]:
         """The tokens that are good now."""
-        return self._records["tokens"].values()
+        return [seen.value for seen in self._records["tokens"].values()]
 
     async def read(self, key: str) -> bytes | None:
         """A record that is too large and too rarely asked for to be mirrored."""

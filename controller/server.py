@@ -151,12 +151,17 @@ async def _until_stopped(stop: asyncio.Event, parts: Sequence[asyncio.Task[None]
 
 
 async def ensure_admin(store: Store, keys: Keys, clock: Clock, config: ServerConfig) -> None:
-    """Write the admin's token record if it is not there; waits for the store to be up."""
-    key = keys.token(config.admin_token_digest)
-    record = TokenRecord("admin", "admin", "default", clock.now())
+    """Let the admin token of the settings in, once; waits for the store to be up.
+
+    Once, so that a restart does not bring back a token that was revoked. Other settings name
+    another token: that is the way back in for who has lost all of theirs.
+    """
+    digest = config.admin_token_digest
+    mark, record = keys.admitted_of(digest), TokenRecord("admin", "admin", "default", clock.now())
+    puts = [put_op(keys.token(digest), to_json(record)), put_op(mark, "")]
     while True:
         try:
-            await store.transaction([version_is(key, 0)], [put_op(key, to_json(record))])
+            await store.transaction([version_is(mark, 0)], puts)
             return
         except StoreError as error:
             LOG.info("waiting for the store: %s", error.message)

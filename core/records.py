@@ -33,6 +33,7 @@ class Keys:
         self.stats = f"{self.root}stats/"
         self.events = f"{self.root}events/"
         self.tokens = f"{self.root}tokens/"
+        self.admitted = f"{self.root}admitted/"
         self.page_maps = f"{self.root}pagemaps/"
         self.endpoints = f"{self.root}endpoints/"
         self.leader = f"{self.root}leader"
@@ -84,6 +85,10 @@ class Keys:
     def token(self, digest: str) -> str:
         """TokenRecord under the SHA-256 of the token."""
         return f"{self.tokens}{digest}"
+
+    def admitted_of(self, digest: str) -> str:
+        """Present once the admin token of a settings file was let in: revoked, it stays out."""
+        return f"{self.admitted}{digest}"
 
     def endpoint(self, role: str) -> str:
         """EndpointRecord of "controller" or "gateway"."""

@@ -15,6 +15,7 @@ from ..admission import Ground
 from ..auth import Role, digest_of, role_of
 from ..decision import Draft
 from ..intents import Accepted
+from ..observe import Snapshot
 from .guard import Admin, Parts, caller_of
 from .requests import TokenBody
 
@@ -27,8 +28,8 @@ ENTROPY_BYTES = 32
 async def tokens(token: Admin, services: Parts) -> list[dict[str, Any]]:
     """Names, roles and tenants of all tokens; never their texts."""
     found = services.mirror.snapshot().tokens.items()
-    ordered = sorted(found, key=lambda item: (item[1].name, item[0]))
-    return [to_plain(record) | {"id": digest[:12]} for digest, record in ordered]
+    ordered = sorted(found, key=lambda item: (item[1].value.name, item[0]))
+    return [to_plain(seen.value) | {"id": digest[:12]} for digest, seen in ordered]
 
 
 @router.post("/tokens", status_code=201)
@@ -41,7 +42,7 @@ async def create_token(
     record = TokenRecord(body.name, body.role, body.tenant, caller.now)
 
     def decide(ground: Ground) -> Accepted:
-        if any(known.name == body.name for known in ground.snapshot.tokens.values()):
+        if any(seen.value.name == body.name for seen in ground.snapshot.tokens.values()):
             raise ConflictError(
                 f"a token named {body.name!r} is there", next_step="revoke it, or use another name"
             )
@@ -63,18 +64,35 @@ async def revoke_token(
     caller = caller_of(request, token)
 
     def decide(ground: Ground) -> Accepted:
-        known = ground.snapshot.tokens
-        found = {digest: record for digest, record in known.items() if record.name == name}
-        if not found:
-            raise NotFoundError(f"no token named {name!r}", next_step="`moectl token list`")
-        if not any(role_of(r) >= Role.ADMIN for d, r in known.items() if d not in found):
-            raise ConflictError(
-                f"{name!r} is the last admin token", next_step="create another admin token first"
-            )
-        draft = Draft(f"token/{name}", "TokenRevoked")
-        for digest in found:
-            draft.delete(ground.snapshot.keys.token(digest))
+        draft = decide_revoke(name, ground.snapshot)
         draft.tell(caller.now, "info", f"by {token.name}")
         return Accepted({"name": name, "action": "revoked"}, draft.done())
 
     return (await services.carry_out(decide)).body
+
+
+def decide_revoke(name: str, snapshot: Snapshot) -> Draft:
+    """Take the tokens of a name away, under the guard that an admin's token stays.
+
+    The guard names one that stays: of two revocations at one instant that would leave none, the
+    second finds its witness gone, decides again, and is refused.
+    """
+    key_of = snapshot.keys.token
+    found = {digest: seen for digest, seen in snapshot.tokens.items() if seen.value.name == name}
+    if not found:
+        raise NotFoundError(f"no token named {name!r}", next_step="`moectl token list`")
+    admins = (
+        digest
+        for digest, seen in sorted(snapshot.tokens.items())
+        if digest not in found and role_of(seen.value) >= Role.ADMIN
+    )
+    witness = next(admins, None)
+    if witness is None:
+        raise ConflictError(
+            f"{name!r} is the last admin token", next_step="create another admin token first"
+        )
+    draft = Draft(f"token/{name}", "TokenRevoked")
+    draft.guard(key_of(witness), snapshot.tokens[witness].mod_revision)
+    for digest, seen in found.items():
+        draft.guard(key_of(digest), seen.mod_revision).delete(key_of(digest))
+    return draft

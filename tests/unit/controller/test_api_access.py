@@ -135,10 +135,10 @@ async def test_watches_show_each_tenant_its_own_and_end_when_the_token_is_revoke
     two_tenants,
 ) -> None:
     tokens = two_tenants.mirror.snapshot().tokens
-    theirs = tokens[digest_of("secret-b-viewer")]
+    theirs = tokens[digest_of("secret-b-viewer")].value
     async with asyncio.timeout(10):
         fleet = fleet_events(two_tenants, theirs)
-        log = log_events(two_tenants, tokens[digest_of("secret-viewer")], None)
+        log = log_events(two_tenants, tokens[digest_of("secret-viewer")].value, None)
         async with contextlib.aclosing(fleet), contextlib.aclosing(log):
             assert b"chat" not in await anext(fleet)
             assert b"model/chat" in await anext(log)
@@ -150,7 +150,7 @@ async def test_watches_show_each_tenant_its_own_and_end_when_the_token_is_revoke
 
 
 async def test_the_event_stream_goes_on_after_the_last_event_received(two_tenants) -> None:
-    token = two_tenants.mirror.snapshot().tokens[digest_of("secret-viewer")]
+    token = two_tenants.mirror.snapshot().tokens[digest_of("secret-viewer")].value
     async with asyncio.timeout(10):
         first = log_events(two_tenants, token, "model/chat")
         async with contextlib.aclosing(first):
