@@ -1,8 +1,10 @@
-"""Who may send a request, and how many may be held at once? Tokens, counted slots, a rate.
+"""Who may send a request to what, and how many at once? Tokens, tenants, counted slots, a rate.
 
 A bearer token is known only by its SHA-256 digest, as the store has it; neither is ever logged. The
 counters bound what clients can make the gateway hold; beyond them the answer is 429 with an
-estimate of when to come again. Time is an argument.
+estimate of when to come again. A token reaches the models of its tenant only, an admin's reaches
+all; of another tenant's model it is told what it is told of one that is not there. Time is an
+argument.
 """
 
 import contextlib
@@ -12,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from ...core.records import TokenRecord
+from ...core.records import SpecRecord, TokenRecord
 from .api_errors import too_many, unauthorized
 
 _SCHEME = "bearer "
@@ -32,31 +34,40 @@ def authenticate(header: str | None, tokens: Mapping[str, TokenRecord]) -> Token
     return record
 
 
+def may_use(caller: TokenRecord, model: SpecRecord) -> bool:
+    """Whether a model is there for a token."""
+    return caller.role == "admin" or caller.tenant == model.tenant
+
+
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What one gateway lets in; 0 requests a minute means no such limit."""
+    """What one gateway lets in; 0 means no such limit, except of `total_max`, `per_token_max`."""
 
     total_max: int
     per_token_max: int
     per_minute_max: int = 0
+    per_tenant_max: int = 0
+    per_tenant_minute_max: int = 0
 
 
 @dataclass(slots=True)
 class _Bucket:
-    """Requests that a token may still send at once, refilled evenly."""
+    """Requests that a token or tenant may still send at once, refilled evenly."""
 
     left: float
     at: float
 
 
 class Slots:
-    """Requests held now, in all and by token, and how fast each token sends."""
+    """Requests held now, in all, by token and by tenant, and how fast each of them sends."""
 
     def __init__(self, allowance: Allowance, monotonic: Callable[[], float]) -> None:
         self._allowance = allowance
         self._monotonic = monotonic
         self._by_token: Counter[str] = Counter()
-        self._buckets: dict[str, _Bucket] = {}  # one per token that exists: bounded by the store
+        self._by_tenant: Counter[str] = Counter()
+        # One per token and tenant that exists: bounded by the store.
+        self._buckets: dict[tuple[str, str], _Bucket] = {}
         self._mean_s = 1.0  # of how long a request holds its slot
 
     @property
@@ -75,9 +86,26 @@ class Slots:
         }
 
     @contextlib.contextmanager
-    def take(self, token_name: str) -> Iterator[None]:
+    def take(self, token_name: str, tenant: str = "default") -> Iterator[None]:
         """Hold a slot for the time of a request; raises ApiError 429 when none is free."""
+        self._check_held(token_name, tenant)
+        self._spend(token_name, tenant)
+        started = self._monotonic()
+        held = ((self._by_token, token_name), (self._by_tenant, tenant))
+        for counter, name in held:
+            counter[name] += 1
+        try:
+            yield
+        finally:
+            self._mean_s += _SMOOTHING * (self._monotonic() - started - self._mean_s)
+            for counter, name in held:
+                counter[name] -= 1
+                if not counter[name]:
+                    del counter[name]
+
+    def _check_held(self, token_name: str, tenant: str) -> None:
         allowance, mine = self._allowance, self._by_token[token_name]
+        theirs = self._by_tenant[tenant]
         if self.held >= allowance.total_max:
             raise too_many(
                 "the server holds as many requests as it can: try again soon",
@@ -85,33 +113,38 @@ class Slots:
             )
         if mine >= allowance.per_token_max:
             raise too_many(f"this API key has {mine} requests running already", self._wait_s(mine))
-        self._spend(token_name)
-        started = self._monotonic()
-        self._by_token[token_name] += 1
-        try:
-            yield
-        finally:
-            self._mean_s += _SMOOTHING * (self._monotonic() - started - self._mean_s)
-            self._by_token[token_name] -= 1
-            if not self._by_token[token_name]:
-                del self._by_token[token_name]
+        if allowance.per_tenant_max and theirs >= allowance.per_tenant_max:
+            message = f"tenant {tenant} has {theirs} requests running already"
+            raise too_many(message, self._wait_s(theirs))
 
-    def _spend(self, token_name: str) -> None:
-        per_minute, now = self._allowance.per_minute_max, self._monotonic()
+    def _spend(self, token_name: str, tenant: str) -> None:
+        """Take one request from the token's and the tenant's minute, or from neither."""
+        mine = self._refilled("token", token_name, self._allowance.per_minute_max)
+        theirs = self._refilled("tenant", tenant, self._allowance.per_tenant_minute_max)
+        _require(mine, self._allowance.per_minute_max, "this API key")
+        _require(theirs, self._allowance.per_tenant_minute_max, f"tenant {tenant}")
+        for bucket in (mine, theirs):
+            if bucket is not None:
+                bucket.left -= 1
+
+    def _refilled(self, kind: str, name: str, per_minute: int) -> _Bucket | None:
         if not per_minute:
-            return
-        bucket = self._buckets.setdefault(token_name, _Bucket(per_minute, now))
+            return None
+        now = self._monotonic()
+        bucket = self._buckets.setdefault((kind, name), _Bucket(per_minute, now))
         bucket.left = min(bucket.left + (now - bucket.at) * per_minute / 60, float(per_minute))
         bucket.at = now
-        if bucket.left < 1:
-            wait_s = (1 - bucket.left) * 60 / per_minute
-            message = f"this API key may send {per_minute} requests a minute"
-            raise too_many(message, _whole_seconds(wait_s))
-        bucket.left -= 1
+        return bucket
 
     def _wait_s(self, ahead: int) -> int:
         """When one of those ahead is likely to be done, if they end evenly spread."""
         return _whole_seconds(self._mean_s / max(ahead, 1))
+
+
+def _require(bucket: _Bucket | None, per_minute: int, who: str) -> None:
+    if bucket is not None and bucket.left < 1:
+        wait_s = (1 - bucket.left) * 60 / per_minute
+        raise too_many(f"{who} may send {per_minute} requests a minute", _whole_seconds(wait_s))
 
 
 def _whole_seconds(seconds: float) -> int:

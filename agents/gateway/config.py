@@ -30,6 +30,8 @@ class GatewayConfig:
     inflight_max: int = 1024  # requests held at once, all models together
     inflight_per_token_max: int = 512  # requests held at once for one bearer token
     requests_per_minute_max: int = 0  # for one bearer token; 0: no such limit
+    inflight_per_tenant_max: int = 0  # held at once for all tokens of a tenant; 0: no such limit
+    requests_per_minute_per_tenant_max: int = 0  # for all tokens of a tenant; 0: no such limit
     buffered_tokens_max: int = 2048  # per request, between worker and a slow reader
     choices_max: int = 16  # prompts x n of one request
     stall_s: float = 60.0  # a reader that takes nothing for this long is dropped

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.errors import CheckpointError, MoectlError
-from ...core.records import SpecRecord
+from ...core.records import SpecRecord, TokenRecord
 from ...core.spec import model_spec_from_plain
+from .admission import may_use
 from .api_errors import unavailable, unknown_model
 from .fleet import Directory
 from .tokenizer import TextModel, load_text_model
@@ -37,15 +38,16 @@ class Models:
         self._directory = directory
         self._texts: dict[str, asyncio.Task[TextModel]] = {}  # by folder
 
-    def names(self) -> list[tuple[str, int]]:
-        """(name, created) of every declared model, by name."""
+    def names(self, caller: TokenRecord) -> list[tuple[str, int]]:
+        """(name, created) of every declared model that a token may use, by name."""
         specs = self._directory.specs
-        return [(name, int(specs[name].changed_at)) for name in sorted(specs)]
+        mine = sorted(name for name, record in specs.items() if may_use(caller, record))
+        return [(name, int(specs[name].changed_at)) for name in mine]
 
-    async def get(self, name: str) -> ServedModel:
+    async def get(self, name: str, caller: TokenRecord) -> ServedModel:
         """The model, its text side loaded; raises ApiError 404 or 503."""
         record = self._directory.specs.get(name)
-        if record is None:
+        if record is None or not may_use(caller, record):
             raise unknown_model(name)
         try:
             return await self._load(record)

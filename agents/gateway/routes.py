@@ -39,8 +39,14 @@ class Gateway:
         self.directory = directory
         self.metrics = Metrics()
         self.service = Service(directory, self.metrics)
-        limits = (config.inflight_max, config.inflight_per_token_max)
-        self.slots = Slots(Allowance(*limits, config.requests_per_minute_max), time.monotonic)
+        allowance = Allowance(
+            config.inflight_max,
+            config.inflight_per_token_max,
+            config.requests_per_minute_max,
+            config.inflight_per_tenant_max,
+            config.requests_per_minute_per_tenant_max,
+        )
+        self.slots = Slots(allowance, time.monotonic)
 
     def authenticate(self, request: Request) -> TokenRecord:
         """The caller; raises ApiError 401, or 503 before the tokens are known."""
@@ -67,14 +73,14 @@ def _add_probes(router: APIRouter, gateway: Gateway) -> None:
         return {"status": "ok"}
 
     @router.get("/readyz", tags=["probes"])
-    async def readyz() -> JSONResponse:
-        """The store has been seen, and which models have how many serving workers."""
+    async def readyz(request: Request) -> JSONResponse:
+        """The store has been seen; to a token also its models, and how many workers serve each."""
         is_ready = gateway.directory.is_ready
-        models = {
-            name: gateway.directory.serving_count(name)
-            for name, _created in gateway.service.models.names()
-        }
-        content = {"status": "ready" if is_ready else "waiting for the store", "models": models}
+        content: dict[str, Any] = {"status": "ready" if is_ready else "waiting for the store"}
+        if is_ready and request.headers.get("authorization"):
+            caller = gateway.authenticate(request)
+            names = [name for name, _created in gateway.service.models.names(caller)]
+            content["models"] = {n: gateway.directory.serving_count(n) for n in names}
         return JSONResponse(content, status_code=200 if is_ready else 503)
 
     @router.get("/metrics", tags=["probes"])
@@ -97,16 +103,15 @@ def _refresh(gateway: Gateway) -> None:
 def _add_models(router: APIRouter, gateway: Gateway) -> None:
     @router.get("/v1/models", tags=["models"])
     async def list_models(request: Request) -> dict[str, Any]:
-        """Every declared model."""
-        gateway.authenticate(request)
-        listed = [_model_card(*item) for item in gateway.service.models.names()]
+        """Every declared model that the token may use."""
+        caller = gateway.authenticate(request)
+        listed = [_model_card(*item) for item in gateway.service.models.names(caller)]
         return {"object": "list", "data": listed}
 
     @router.get("/v1/models/{name}", tags=["models"])
     async def get_model(request: Request, name: str) -> dict[str, Any]:
         """One model, with the context that a request to it may fill."""
-        gateway.authenticate(request)
-        model = await gateway.service.models.get(name)
+        model = await gateway.service.models.get(name, gateway.authenticate(request))
         card = _model_card(model.name, model.created)
         return card | {"max_model_len": model.context_tokens}
 
@@ -122,11 +127,11 @@ def _add_generation(router: APIRouter, gateway: Gateway, prefix: str, reader: Re
         # Ours, since a client's own could collide with another's at a worker.
         name = Name(f"{prefix}-{secrets.token_hex(12)}", request.state.request_id)
         with contextlib.ExitStack() as held:
-            held.enter_context(gateway.slots.take(caller.name))
+            held.enter_context(gateway.slots.take(caller.name, caller.tenant))
             ask = await _read_ask(gateway, request, reader)
             request.state.model = ask.model
             _check_rights(ask, caller)
-            exchange = await gateway.service.open(ask, name)
+            exchange = await gateway.service.open(ask, name, caller)
             headers = gateway.slots.headers(caller.name)
             if not ask.is_stream:
                 body = await unless_gone(request, gateway.service.collect(exchange))

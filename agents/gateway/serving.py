@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.errors import MoectlError
+from ...core.records import TokenRecord
 from .answers import ChoiceShape, Collected, Ending, Head, Shape, Usage
 from .api_errors import ApiError, failed
 from .asks import Ask
@@ -90,9 +91,9 @@ class Service:
         self._directory = directory
         self._metrics = metrics
 
-    async def open(self, ask: Ask, name: Name) -> Exchange:
+    async def open(self, ask: Ask, name: Name, caller: TokenRecord) -> Exchange:
         """Prepare a request; raises ApiError before anything was sent to a worker."""
-        model = await self.models.get(ask.model)
+        model = await self.models.get(ask.model, caller)
         prompts = await token_ids(ask, model)
         shape = _shape(ask, model, name)
         exchange = Exchange(ask, name, shape, [], sum(map(len, prompts)))
