@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from ..core.errors import MoectlError
+from ..core.errors import MoectlError, RefusedError
 from . import sse
 from .exit_codes import error_from_body
 from .fleet_view import FleetView, fleet_from_plain
@@ -27,10 +27,17 @@ class ApiClient:
     """Calls of `/v1` as methods; use as a context manager."""
 
     def __init__(
-        self, base_url: str, token: str, *, deadline_s: float = CALL_DEADLINE_S, ca_file: str = ""
+        self,
+        base_url: str,
+        token: str,
+        *,
+        deadline_s: float = CALL_DEADLINE_S,
+        ca_file: str = "",
+        context: str = "",
     ) -> None:
         self._base_url = base_url
-        trust = ssl.create_default_context(cafile=ca_file) if ca_file else True
+        self._context = context  # "": the fleet of this home
+        trust = trust_of(ca_file) if ca_file else True
         self._http = httpx.Client(
             base_url=base_url,
             headers={"Authorization": f"Bearer {token}"},
@@ -136,7 +143,22 @@ class ApiClient:
 
     def _unreachable(self, error: httpx.HTTPError) -> MoectlError:
         why = str(error) or type(error).__name__
+        hint = "`moectl status` shows what is down; `moectl up` starts what is missing"
+        if "CERTIFICATE_VERIFY_FAILED" in why:
+            hint = "`moectl context add` takes --ca-file, the PEM of the authority of the API"
+        elif self._context:
+            hint = f"context {self._context}: check its address with `moectl context list`"
         return MoectlError(
-            f"the controller at {self._base_url} does not answer: {why}",
-            next_step="`moectl status` shows what is down; `moectl up` starts what is missing",
+            f"the controller at {self._base_url} does not answer: {why}", next_step=hint
         )
+
+
+def trust_of(ca_file: str) -> ssl.SSLContext:
+    """Trust the authority of a PEM file and no other; RefusedError when it cannot be read."""
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise RefusedError(
+            f"the CA file {ca_file} cannot be used: {error.strerror or error}",
+            next_step="`moectl context add` names another file: a PEM with certificates",
+        ) from error

@@ -2,11 +2,12 @@
 
 A context names an API and the *file* that its token stands in: this file holds no secret and may
 be shared. `local` always means the embedded fleet of this home. `MOECTL_CONTEXT` chooses for one
-command, `moectl context use` for all that follow.
+command, `moectl context use` for all that follow, and `--context` before both.
 """
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from ..core.errors import RefusedError, UsageError
 from ..core.paths import Home, write_private
 
 LOCAL = "local"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 VARIABLE = "MOECTL_CONTEXT"
+_flag = ""  # of this command line; "": not given
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class Context:
     api: str  # URL
     token_file: str
     ca_file: str = ""  # PEM; empty: the system's authorities
+    gateway: str = ""  # URL of the front door; empty: the one that the fleet names
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,18 @@ class Contexts:
 
     current: str
     known: dict[str, Context]
+
+
+def check_name(name: str) -> str:
+    """A name that can be added; raises UsageError."""
+    if name == LOCAL:
+        raise UsageError("`local` is the fleet of this home", next_step="use another name")
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"context {name!r}: not a name",
+            next_step="use 1 to 63 letters, digits, '.', '_' or '-'",
+        )
+    return name
 
 
 def load(home: Home) -> Contexts:
@@ -62,10 +78,32 @@ def file_of(home: Home) -> Path:
     return home.root / "contexts.json"
 
 
+def choose(name: str) -> None:
+    """Take the `--context` of this command line; "" leaves what was chosen before."""
+    global _flag
+    _flag = name or _flag
+
+
+def forget() -> None:
+    """Begin another command line."""
+    global _flag
+    _flag = ""
+
+
+def flagged() -> str:
+    """The `--context` of this command line, or ""."""
+    return _flag
+
+
+def name_in_force(home: Home) -> str:
+    """The name of the context that commands use: of the flag, the environment, or the file."""
+    return _flag or os.environ.get(VARIABLE) or load(home).current
+
+
 def chosen(home: Home) -> Context | None:
     """The context in force, or None for the embedded fleet. Raises UsageError on another name."""
     contexts = load(home)
-    name = os.environ.get(VARIABLE) or contexts.current
+    name = name_in_force(home)
     if name == LOCAL:
         return None
     if name not in contexts.known:

@@ -11,6 +11,7 @@ import httpx
 
 from ..core.errors import AuthError, MoectlError, RefusedError, UsageError
 from . import sse
+from .client import trust_of
 
 CONNECT_DEADLINE_S = 5.0
 SILENCE_MAX_S = 90.0  # longer than the longest replay deadline that a model has by default
@@ -72,12 +73,14 @@ def gateway_error(status: int, body: Any) -> MoectlError:
 class GatewayClient:
     """Chat over `/v1/chat/completions`; use as a context manager."""
 
-    def __init__(self, base_url: str, token: str) -> None:
+    def __init__(self, base_url: str, token: str, *, ca_file: str = "") -> None:
         self._base_url = base_url
+        trust = trust_of(ca_file) if ca_file else True
         self._http = httpx.Client(
             base_url=base_url,
             headers={"Authorization": f"Bearer {token}"},
             timeout=httpx.Timeout(SILENCE_MAX_S, connect=CONNECT_DEADLINE_S),
+            verify=trust,
             trust_env=False,
         )
 

@@ -89,18 +89,38 @@ def read_token(home: Home) -> str:
         ) from error
 
 
-def connect(home: Home | None = None) -> "ApiClient":
+def connect(home: Home | None = None, deadline_s: float | None = None) -> "ApiClient":
     """A client for the controller of the context in force: of this home's fleet by default."""
     from . import contexts
-    from .client import ApiClient
+    from .client import CALL_DEADLINE_S, ApiClient
 
-    where = home or Home.from_environment()
+    where, deadline_s = home or Home.from_environment(), deadline_s or CALL_DEADLINE_S
     context = contexts.chosen(where)
     if context is not None:
         token = contexts.read_token_file(Path(context.token_file))
-        return ApiClient(context.api, token, ca_file=context.ca_file)
+        name, ca = contexts.name_in_force(where), context.ca_file
+        return ApiClient(context.api, token, deadline_s=deadline_s, ca_file=ca, context=name)
     instance = require_instance(where)
-    return ApiClient(instance.api_url, read_token(where))
+    return ApiClient(instance.api_url, read_token(where), deadline_s=deadline_s)
+
+
+def gateway_of(home: Home) -> tuple[str, str, str]:
+    """URL, token and CA file ("": the system's) of the front door of the context in force."""
+    from . import contexts
+
+    context = contexts.chosen(home)
+    if context is None:
+        return require_instance(home).gateway_url, read_token(home), ""
+    token = contexts.read_token_file(Path(context.token_file))
+    url = context.gateway
+    if not url:
+        with connect(home) as client:
+            url = client.fleet().endpoints.get("gateway", "")
+    if not url:
+        raise MoectlError(
+            "this fleet names no gateway", next_step="`moectl context add` takes --gateway URL"
+        )
+    return url, token, context.ca_file
 
 
 def spec_matches(instance: Instance, cluster: str, spec: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from ..core.errors import InvariantError, MoectlError
-from . import exit_codes
+from . import context_flag, dry_run, exit_codes
 from .commands import (
     apply,
     bench,
@@ -86,13 +86,15 @@ def build_app() -> typer.Typer:
     app.add_typer(token.build_app(), name="token", rich_help_panel=other)
     app.add_typer(context.build_app(), name="context", rich_help_panel=other)
     app.command("version", rich_help_panel=other)(version.version)
+    app.callback(help=HELP)(context_flag.before_command)
+    context_flag.add_to_all(app)
     return app
 
 
 def main() -> None:
     """Run the command line and end the process with the exit code of its outcome."""
     try:
-        build_app()()
+        build_app()(dry_run.spelt_out(sys.argv[1:]))
     except (MoectlError, InvariantError, KeyboardInterrupt) as error:
         sys.exit(exit_codes.report(error))
 

@@ -34,7 +34,12 @@ def plan_lines(answer: Mapping[str, Any]) -> list[str]:
     """What the controller says it will do."""
     plan = answer.get("plan")
     if answer.get("unchanged") and not plan:
-        return [f"{answer.get('model')} is spread over {answer.get('to_width')} devices already"]
+        there = f"{answer.get('model')} is spread over {answer.get('to_width')} devices already"
+        taken = answer.get("taken")
+        return [
+            there,
+            *([f"{taken} is yours now; `moectl release` gives it back"] if taken else []),
+        ]
     if not plan:
         return ["nothing to change"]
     prediction = plan.get("prediction", plan)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.paths import Home, write_private
+from . import contexts
 from .fleet_view import FleetView, fleet_from_plain
 from .listings import format_age
 
@@ -54,4 +55,5 @@ def last_known(home: Home) -> tuple[FleetView, float] | None:
 
 
 def _file(home: Home) -> Path:
-    return home.root / "last-fleet.json"
+    name = contexts.name_in_force(home)
+    return home.root / ("last-fleet.json" if name == contexts.LOCAL else f"last-fleet-{name}.json")

@@ -30,6 +30,7 @@ from .ownership import Writer
 
 OPERATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 RELATIVE = re.compile(r"[+-]?\d{1,9}")
+WIDTH = "parallelism.experts"
 # Parts of a Model spec that workers read once, at their start.
 FIXED_WHILE_RUNNING = ("source", "memory", "engine", "precision")
 
@@ -204,10 +205,24 @@ def decide_scale(
     is_there = placed is not None and placed.value.width == width and running is None
     if running is not None or (is_there and spec.parallelism.experts == width):
         body |= {"operation_id": seen.value.operation_id, "unchanged": True}
-        return Accepted(body)
+        return _take_over(body, seen, ground, caller)
     record = _next_record("Model", model, spec_to_plain(_widened(spec, width)), seen, caller)
     body |= {"operation_id": record.operation_id, "generation": record.generation}
     return Accepted(body, None if caller.dry_run else _write(record, seen, ground, "ScaleAccepted"))
+
+
+def _take_over(
+    body: dict[str, Any], seen: Seen[SpecRecord], ground: Ground, caller: Caller
+) -> Accepted:
+    """The width is there already; `take` moves it to the person all the same."""
+    fields = ownership.take(seen.value, WIDTH, caller.as_writer)
+    if fields is None:
+        return Accepted(body)
+    draft = Draft(f"model/{seen.value.name}", "FieldTaken")
+    key = ground.snapshot.keys.spec("Model", seen.value.name)
+    draft.guard(key, seen.mod_revision).put(key, dataclasses.replace(seen.value, fields=fields))
+    draft.tell(caller.now, "info", f"{WIDTH} taken from {fields[WIDTH].before} by {caller.name}")
+    return Accepted(body | {"taken": WIDTH}, None if caller.dry_run else draft.done())
 
 
 def parse_width(experts: str, now: int) -> int:

@@ -119,6 +119,15 @@ def stale(seen: SpecRecord, expected: int) -> ConflictError:
     )
 
 
+def take(seen: SpecRecord, path: str, writer: Writer) -> dict[str, FieldNote] | None:
+    """The notes after a person took a field whose value stays; None when it is not a machine's."""
+    notes = notes_of(seen)
+    note = notes[path]
+    if not writer.take or writer.is_machine or note.owner not in MACHINES:
+        return None
+    return notes | {path: FieldNote(writer.owner, note.generation, note.owner)}
+
+
 def release(seen: SpecRecord, path: str, person: str) -> dict[str, FieldNote]:
     """The notes after a field was given back to the owner that it was taken from."""
     notes = notes_of(seen)

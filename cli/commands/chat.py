@@ -38,12 +38,11 @@ def chat(
     """
     from ...core.paths import Home
     from ..gateway_client import ChatOptions, GatewayClient
-    from ..instance import read_token, require_instance
+    from ..instance import gateway_of
 
-    home = Home.from_environment()
-    instance = require_instance(home)
+    url, token, ca_file = gateway_of(Home.from_environment())
     options = ChatOptions(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    with GatewayClient(instance.gateway_url, read_token(home)) as client:
+    with GatewayClient(url, token, ca_file=ca_file) as client:
         name = model or client.only_model()
         history: list[dict[str, str]] = []
         if message is not None:

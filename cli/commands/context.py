@@ -4,7 +4,10 @@ from typing import Annotated
 
 import typer
 
-Name = Annotated[str, typer.Argument(help="Name of the context; `local` is this home's own fleet.")]
+from ..completing import complete_context
+
+NAME_HELP = "Name of the context; `local` is this home's own fleet."
+Name = Annotated[str, typer.Argument(help=NAME_HELP, autocompletion=complete_context)]
 
 
 def build_app() -> typer.Typer:
@@ -22,19 +25,26 @@ def list_contexts(
         "table"
     ),
 ) -> None:
-    """List contexts; the star marks the one in force."""
+    """List contexts; the star marks the one in force.
+
+    \b
+    Examples:
+      moectl context list
+      moectl context list -o json
+    """
     from ...core.paths import Home
-    from ..contexts import LOCAL, load
+    from ..contexts import LOCAL, load, name_in_force
     from ..render import Column, Listing, check_format, print_listing
 
-    contexts = load(Home.from_environment())
+    home = Home.from_environment()
+    contexts, in_force = load(home), name_in_force(home)
     rows = [{"name": LOCAL, "api": "(the fleet of this home)", "token_file": "", "ca_file": ""}]
     rows += [
         {"name": n, "api": c.api, "token_file": c.token_file, "ca_file": c.ca_file}
         for n, c in sorted(contexts.known.items())
     ]
     for row in rows:
-        row["current"] = "*" if row["name"] == contexts.current else ""
+        row["current"] = "*" if row["name"] == in_force else ""
     columns = (
         Column("", lambda row: str(row["current"])),
         Column("NAME", lambda row: str(row["name"])),
@@ -46,7 +56,15 @@ def list_contexts(
 
 
 def use(name: Name) -> None:
-    """Talk to this fleet from now on."""
+    """Talk to this fleet from now on.
+
+    `--context NAME` on any command, or MOECTL_CONTEXT, chooses for one command.
+
+    \b
+    Examples:
+      moectl context use prod
+      moectl context use local
+    """
     from ...core.errors import UsageError
     from ...core.paths import Home
     from ..contexts import LOCAL, Contexts, load, save
@@ -65,33 +83,45 @@ def add(
     api: Annotated[str, typer.Option(help="URL of the controller, https://HOST:PORT.")],
     token_file: Annotated[str, typer.Option(help="File with the token; readable by you alone.")],
     ca_file: Annotated[str, typer.Option(help="PEM of the authority of the API.")] = "",
+    gateway: Annotated[
+        str, typer.Option(help="URL of the front door; by default the one that the fleet names.")
+    ] = "",
 ) -> None:
     """Add or change a context.
 
     \b
     Examples:
       moectl context add prod --api https://moe.example:8470 --token-file ~/.prod-token
+      moectl context add prod --api https://10.0.0.7:8470 --token-file ~/.t --ca-file ~/ca.pem
     """
     from pathlib import Path
 
     from ...core.errors import UsageError
     from ...core.paths import Home
-    from ..contexts import LOCAL, Context, Contexts, load, save
+    from ..client import trust_of
+    from ..contexts import Context, Contexts, check_name, load, save
 
-    if name == LOCAL:
-        raise UsageError("`local` is the fleet of this home", next_step="use another name")
-    if not api.startswith(("https://", "http://")):
-        raise UsageError(f"--api {api}: not a URL", next_step="write https://HOST:PORT")
+    check_name(name)
+    for option, url in (("--api", api), ("--gateway", gateway or api)):
+        if not url.startswith(("https://", "http://")):
+            raise UsageError(f"{option} {url}: not a URL", next_step="write https://HOST:PORT")
     home = Home.from_environment()
     contexts = load(home)
     token, ca = (str(Path(f).expanduser().resolve()) if f else "" for f in (token_file, ca_file))
-    context = Context(api.rstrip("/"), token, ca)
+    if ca:
+        trust_of(ca)
+    context = Context(api.rstrip("/"), token, ca, gateway.rstrip("/"))
     save(home, Contexts(contexts.current, contexts.known | {name: context}))
     print(f"context {name} added; `moectl context use {name}` makes it the one in force")
 
 
 def remove(name: Name) -> None:
-    """Forget a context; the fleet is not touched."""
+    """Forget a context; the fleet is not touched.
+
+    \b
+    Examples:
+      moectl context remove prod
+    """
     from ...core.errors import UsageError
     from ...core.paths import Home
     from ..contexts import LOCAL, Contexts, load, save

@@ -4,13 +4,16 @@ from typing import Annotated
 
 import typer
 
+from ..completing import complete_model
+from ..dry_run import DryRun, DryRunFlag
+
 
 def release(
-    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    model: Annotated[str, typer.Argument(help="Name of the model.", autocompletion=complete_model)],
     field: Annotated[str, typer.Argument(help="Path of the field in the spec.")] = (
         "parallelism.experts"
     ),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show it; change nothing.")] = False,
+    dry_run: DryRunFlag = DryRun.NONE,
 ) -> None:
     """Give a field taken with --take back to gitops or the autoscaler.
 
@@ -21,9 +24,13 @@ def release(
       moectl release chat
       moectl release chat parallelism.experts
     """
+    from ..dry_run import suffix, told
     from ..instance import connect
 
+    if dry_run is DryRun.CLIENT:
+        told(f"model/{model} {field} would be given back", None, "text")
+        return
     with connect() as client:
-        answer = client.post(f"models/{model}/release", {"field": field, "dry_run": dry_run})
-    suffix = " (dry run)" if dry_run else ""
-    print(f"model/{model} {field} belongs to {answer['owner']} again{suffix}")
+        body = {"field": field, "dry_run": dry_run is DryRun.SERVER}
+        answer = client.post(f"models/{model}/release", body)
+    print(f"model/{model} {field} belongs to {answer['owner']} again{suffix(dry_run)}")

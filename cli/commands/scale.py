@@ -6,21 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..completing import complete_model
+from ..dry_run import DryRun, DryRunFlag
+
 if TYPE_CHECKING:
     from ..fleet_view import TransitionView
-
-
-def complete_model(incomplete: str) -> list[str]:
-    """Names of models for shell completion; nothing when the fleet does not answer."""
-    from ...core.errors import MoectlError
-    from ..instance import connect
-
-    try:
-        with connect() as client:
-            names = [model.name for model in client.fleet().models]
-    except MoectlError:
-        return []
-    return [name for name in names if name.startswith(incomplete)]
 
 
 def scale(
@@ -33,9 +23,7 @@ def scale(
         bool, typer.Option("--wait/--no-wait", help="Show the phases until it is done.")
     ] = True,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait, else exit 5.")] = 180.0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan; change nothing.")
-    ] = False,
+    dry_run: DryRunFlag = DryRun.NONE,
     output: Annotated[str, typer.Option("-o", "--output", help="text, json or yaml.")] = "text",
     cancel: Annotated[
         bool, typer.Option("--cancel", help="Undo the change that is being prepared.")
@@ -55,7 +43,7 @@ def scale(
     Examples:
       moectl scale chat --experts 4
       moectl scale chat --experts +1 --no-wait
-      moectl scale chat --experts -2 --dry-run
+      moectl scale chat --experts -2 --dry-run=server
       moectl scale chat --experts 3 -o json
       moectl scale chat --cancel
       moectl scale chat --experts 4 --write clusters/chat.yaml
@@ -66,7 +54,7 @@ def scale(
         cancel_running(model)
         return
     if write:
-        write_width(write, model, experts, dry_run=dry_run)
+        write_width(write, model, experts, dry_run=dry_run is not DryRun.NONE)
         return
     _scale(model, experts, Choices(wait, timeout, dry_run, output, take))
 
@@ -77,7 +65,7 @@ class Choices:
 
     wait: bool
     timeout: float
-    dry_run: bool
+    dry_run: DryRun
     output: str
     take: bool
 
@@ -86,24 +74,31 @@ def _scale(model: str, experts: str, choices: Choices) -> None:
     """Ask the controller, and show how it goes."""
     import uuid
 
+    from ..dry_run import suffix, told
     from ..instance import connect
     from ..render import print_data
     from ..scaling import check_width_text, is_settled, plan_lines, summary_lines
 
     wanted = check_width_text(experts)
+    if choices.dry_run is DryRun.CLIENT:
+        body = {"model": model, "experts": wanted, "take": choices.take}
+        told(f"model/{model} would be asked for {wanted} devices", body, choices.output)
+        return
+    is_rehearsal = choices.dry_run is DryRun.SERVER
     with connect() as client:
         operation_id = f"scale-{uuid.uuid4().hex[:12]}"
         answer = client.scale(
             model,
             wanted,
             operation_id=operation_id,
-            dry_run=choices.dry_run,
+            dry_run=is_rehearsal,
             take=choices.take,
         )
         plan = answer.get("plan") or {}
         if choices.output == "text":
-            _print(plan_lines(answer))
-        if choices.dry_run or not choices.wait or is_settled(client.fleet(), answer):
+            head = [f"model/{model} to {answer['to_width']} devices{suffix(choices.dry_run)}"]
+            _print([*(head if is_rehearsal else []), *plan_lines(answer)])
+        if is_rehearsal or not choices.wait or is_settled(client.fleet(), answer):
             if choices.output != "text":
                 print_data(answer, choices.output)
             return

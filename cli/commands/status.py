@@ -10,6 +10,7 @@ from ...core.errors import MoectlError
 
 if TYPE_CHECKING:
     from ...core.paths import Home
+    from ..contexts import Context
     from ..fleet_view import FleetView
     from ..instance import Instance
 
@@ -20,31 +21,51 @@ def status(
     """Show the parts of this machine's fleet, its nodes, its models and running changes.
 
     Works while the controller is away: then it says what is known from this machine alone.
-    Exits 1 when a part is down or a model is not ready.
+    With --context it shows the nodes and models of another fleet, whose parts run elsewhere.
+    Exits 1 when a part is down, a node is missing or a model is not ready.
 
     \b
     Examples:
       moectl status
       moectl status -o json
+      moectl status --context prod
     """
     from ...core.paths import Home
+    from ..contexts import chosen
     from ..instance import require_instance
     from ..render import check_format, print_data
 
     home = Home.from_environment()
-    instance = require_instance(home)
+    context = chosen(home)
+    instance = None if context else require_instance(home)
     check_format(output)
-    parts = _parts(home, instance)
+    parts = _parts(home, instance) if instance else []
     fleet, problem = _look(home)
+    about = _about(context, instance, fleet)
     if output == "table":
-        _print_parts(instance, parts)
+        print("  ".join(f"{name} {value}" for name, value in about.items()) + "\n")
+        if parts:
+            _print_parts(parts)
         _print_fleet(fleet, problem)
     else:
-        print_data(_plain(instance, parts, fleet, problem), output)
+        print_data(about | _plain(parts, fleet, problem), output)
     if problem or any(part["state"] != "running" for part in parts):
         raise typer.Exit(1)
     if fleet and not all(model.is_whole for model in fleet.models):
         raise typer.Exit(1)
+
+
+def _about(
+    context: "Context | None", instance: "Instance | None", fleet: "FleetView | None"
+) -> dict[str, str]:
+    """Which fleet this is and where it is reached."""
+    if instance is not None:
+        gateway = f"{instance.gateway_url}/v1"
+        return {"cluster": instance.cluster, "api": instance.api_url, "gateway": gateway}
+    assert context is not None
+    gateway = context.gateway or (fleet.endpoints.get("gateway", "") if fleet else "")
+    cluster = fleet.cluster if fleet else "unknown"
+    return {"cluster": cluster, "api": context.api, "gateway": gateway or "unknown"}
 
 
 def _parts(home: "Home", instance: "Instance") -> list[dict[str, Any]]:
@@ -85,12 +106,9 @@ def _look(home: "Home") -> "tuple[FleetView | None, str]":
     return fleet, stale_text(fleet)
 
 
-def _print_parts(instance: "Instance", parts: list[dict[str, Any]]) -> None:
+def _print_parts(parts: list[dict[str, Any]]) -> None:
     from ..render import Column, Listing, print_listing
 
-    print(
-        f"cluster {instance.cluster}  api {instance.api_url}  gateway {instance.gateway_url}/v1\n"
-    )
     columns = (
         Column("PART", lambda row: str(row["role"])),
         Column("STATE", lambda row: str(row["state"])),
@@ -122,15 +140,10 @@ def _print_fleet(fleet: "FleetView | None", problem: str) -> None:
         print_listing(Listing(listing.kind, running, listing.columns, listing.name_of), "table")
 
 
-def _plain(
-    instance: "Instance", parts: list[dict[str, Any]], fleet: "FleetView | None", problem: str
-) -> dict[str, Any]:
+def _plain(parts: list[dict[str, Any]], fleet: "FleetView | None", problem: str) -> dict[str, Any]:
     from ..listings import models, nodes, transitions
 
     return {
-        "cluster": instance.cluster,
-        "api": instance.api_url,
-        "gateway": instance.gateway_url,
         "parts": parts,
         "problem": problem,
         "nodes": list(nodes(fleet).rows) if fleet else None,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ..completing import complete_token, one_of
+
 
 def build_app() -> typer.Typer:
     """The commands of `moectl token`."""
@@ -17,7 +19,12 @@ def build_app() -> typer.Typer:
 
 def create(
     name: Annotated[str, typer.Argument(help="Name that people will know it by.")],
-    role: Annotated[str, typer.Option(help="viewer, operator or admin.")] = "viewer",
+    role: Annotated[
+        str,
+        typer.Option(
+            help="viewer, operator or admin.", autocompletion=one_of("viewer", "operator", "admin")
+        ),
+    ] = "viewer",
     tenant: Annotated[str, typer.Option(help="Whose models it is for.")] = "default",
     file: Annotated[str, typer.Option(help="Write the token here (0600), not to stdout.")] = "",
 ) -> None:
@@ -47,7 +54,12 @@ def list_tokens(
         "table"
     ),
 ) -> None:
-    """List tokens by name; their texts are known to nobody but their holders."""
+    """List tokens by name; their texts are known to nobody but their holders.
+
+    \b
+    Examples:
+      moectl token list
+    """
     from datetime import UTC, datetime
 
     from ..instance import connect
@@ -69,8 +81,15 @@ def list_tokens(
     print_listing(Listing("token", rows, columns, lambda row: str(row["name"])), shown_as)
 
 
-def revoke(name: Annotated[str, typer.Argument(help="Name of the token.")]) -> None:
-    """Revoke a token; whoever holds it is refused at once."""
+def revoke(
+    name: Annotated[str, typer.Argument(help="Name of the token.", autocompletion=complete_token)],
+) -> None:
+    """Revoke a token; whoever holds it is refused at once. The last admin token stays.
+
+    \b
+    Examples:
+      moectl token revoke ci
+    """
     from ..instance import connect
 
     with connect() as client:

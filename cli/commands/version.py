@@ -36,11 +36,12 @@ def _fleet_version() -> str | None:
     """The version that the controller of this home reports, or None when it does not answer."""
     from ...core.errors import MoectlError
     from ...core.paths import Home
+    from ..contexts import chosen
     from ..instance import connect, load_instance
 
     home = Home.from_environment()
     try:
-        if load_instance(home) is None:
+        if chosen(home) is None and load_instance(home) is None:
             return None
         with connect(home) as client:
             answer = client.get("version")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from moectl.controller import ownership
 from moectl.controller.ownership import Writer
 from moectl.core.errors import ConflictError, NotFoundError, RefusedError
-from moectl.core.fields import leaves
+from moectl.core.fields import GITOPS, FieldNote, leaves
 from moectl.core.records import SpecRecord
 
 GIT = Writer("gitops", origin={"commit": "1a2b3c", "path": "chat.yaml"})
@@ -95,3 +95,14 @@ def test_after_any_writes_every_leaf_has_one_owner_and_machines_never_lose_one_u
             if moved and note.owner in ("gitops", "autoscaler"):
                 assert writer.take
         seen = after
+
+
+def test_a_field_is_taken_also_when_its_value_is_right_already() -> None:
+    seen = SpecRecord(
+        "Model", "chat", 3, {"a": 1, "b": 2}, "op", 0.0, GITOPS,
+        {"a": FieldNote(GITOPS, 2), "b": FieldNote("ann", 3)},
+    )  # fmt: skip
+    taken = ownership.take(seen, "a", Writer("ann", take=True))
+    assert taken["a"] == FieldNote("ann", 2, GITOPS) and taken["b"] == FieldNote("ann", 3)
+    assert ownership.take(seen, "a", Writer("ann")) is None  # nobody asked for it
+    assert ownership.take(seen, "b", Writer("bob", take=True)) is None  # people hand over
