@@ -38,10 +38,10 @@ def _with_flag(function: Callable[..., Any], *, is_here_only: bool) -> Callable[
     @functools.wraps(function)
     def command(*arguments: Any, context: str = "", **options: Any) -> Any:
         contexts.choose(context)
-        if is_here_only and contexts.flagged() not in ("", contexts.LOCAL):
+        if is_here_only and contexts.named() not in ("", contexts.LOCAL):
             raise UsageError(
                 "this command acts on the fleet of this home only",
-                next_step="leave --context away, or set MOECTL_HOME to another fleet's directory",
+                next_step=f"leave --context and {contexts.VARIABLE} away",
             )
         return function(*arguments, **options)
 
@@ -56,5 +56,4 @@ def _with_flag(function: Callable[..., Any], *, is_here_only: bool) -> Callable[
 
 def before_command(context: Flag = "") -> None:
     """The flag in front of the command: `moectl --context prod get models`."""
-    contexts.forget()
     contexts.choose(context)

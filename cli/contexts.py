@@ -17,7 +17,6 @@ from ..core.paths import Home, write_private
 LOCAL = "local"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 VARIABLE = "MOECTL_CONTEXT"
-_flag = ""  # of this command line; "": not given
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +78,22 @@ def file_of(home: Home) -> Path:
 
 
 def choose(name: str) -> None:
-    """Take the `--context` of this command line; "" leaves what was chosen before."""
-    global _flag
-    _flag = name or _flag
+    """Take the `--context` of this command line; "" leaves what was chosen before.
+
+    It goes into the environment of this process, so that what it starts means the same fleet.
+    """
+    if name:
+        os.environ[VARIABLE] = name
 
 
-def forget() -> None:
-    """Begin another command line."""
-    global _flag
-    _flag = ""
-
-
-def flagged() -> str:
-    """The `--context` of this command line, or ""."""
-    return _flag
+def named() -> str:
+    """The context that the command line or the environment names, or ""."""
+    return os.environ.get(VARIABLE, "")
 
 
 def name_in_force(home: Home) -> str:
     """The name of the context that commands use: of the flag, the environment, or the file."""
-    return _flag or os.environ.get(VARIABLE) or load(home).current
+    return named() or load(home).current
 
 
 def chosen(home: Home) -> Context | None:

@@ -17,13 +17,11 @@ OWN_MEANING = {"init"}  # its --context counts tokens, and it asks no fleet
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Home:
     monkeypatch.setenv("MOECTL_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv(contexts.VARIABLE, raising=False)
-    contexts.forget()
+    monkeypatch.setenv(contexts.VARIABLE, "")  # and as it was before at the end
     found = Home.from_environment()
     prod = Context("https://moe.example:8470", "/none/token", "/none/ca.pem")
     contexts.save(found, Contexts("local", {"prod": prod}))
-    yield found
-    contexts.forget()
+    return found
 
 
 def commands(command, path=()):
