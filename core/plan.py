@@ -73,9 +73,8 @@ class Placement:
     """Expert copies on ranks, for one epoch.
 
     `ranks[r]` is the device of rank r. `owners[l][e]` lists the ranks that hold a copy of expert e
-    of MoE layer l, ascending; the first is the one that computes it until tokens are split over
-    copies. `instances[r]` counts how often rank r was started anew: a healed rank differs from its
-    predecessor.
+    of MoE layer l, ascending; every batch is split over them. `instances[r]` counts how often rank
+    r was started anew: a healed rank differs from its predecessor.
     """
 
     model: str

@@ -6,8 +6,9 @@ a row's results in expert-id order, so the bits are those of one rank that owns 
 (`moe.LocalMoe`), whatever the width. That is why combine carries a row per pair, never a partial
 sum.
 
-The one that computes a pair is the first owner of its expert. Bounds of what a peer may send come
-from the step's control words (rows per rank), so that a rank without rows sends and costs nothing.
+Of the copies of an expert the home rank chooses one for every pair (`split.CopySplit`); whoever it
+is, the result has the same bits. Bounds of what a peer may send come from the step's control words
+(rows per rank) and hold for every choice, so that a rank without rows sends and costs nothing.
 
 Wire of a dispatch part: int32 rows R, int32 pairs P, int32 row[P], int32 expert[P], then x [R, H].
 Wire of a combine part: y [P, H], in the order of the pairs.
@@ -26,6 +27,7 @@ from ...core.errors import ProtocolError
 from ...kernels import experts as expert_kernels
 from .comm.base import Bounds, Exchange
 from .moe import ExpertSlots
+from .split import CopySplit, Owners
 
 _HEAD_WORDS = 2
 
@@ -52,11 +54,12 @@ class _Given:
 class DistributedMoe:
     """A MoeRunner over an Exchange. One object per epoch; used by the engine thread only."""
 
-    def __init__(self, exchange: Exchange, slots: ExpertSlots, owner_LE: np.ndarray) -> None:
+    def __init__(self, exchange: Exchange, slots: ExpertSlots, owners: Owners) -> None:
+        """`owners[l][e]` are the ranks that hold expert e of layer l, as in a Placement."""
         self.exchange, self.slots = exchange, slots
-        self._owner_LE = owner_LE
+        self._split = CopySplit(owners, exchange.size, exchange.rank)
         self._rows = [0] * exchange.size
-        self.computed_LE = np.zeros(owner_LE.shape, dtype=np.int64)
+        self.computed_LE = np.zeros((self._split.layers, self._split.experts), dtype=np.int64)
         self.rows_sent = np.zeros(exchange.size, dtype=np.int64)
         self._exchanged_s = 0.0
 
@@ -68,7 +71,8 @@ class DistributedMoe:
         """See MoeRunner.run. Raises ExchangeBrokenError when a peer is gone."""
         count_N, count_K = ids_NK.shape
         ids = ids_NK.numpy()
-        wanted = [self._wanted(layer, ids, rank) for rank in range(self.exchange.size)]
+        rank_NK = self._split.ranks(layer, ids, self._rows)
+        wanted = [_wanted(ids, rank_NK == rank) for rank in range(self.exchange.size)]
         given = self._dispatch(x_NH, wanted, count_K)
         results = self._compute(layer, given)
         y_NKH = self._combine(results, wanted, x_NH.new_empty(count_N * count_K, x_NH.shape[1]))
@@ -88,12 +92,6 @@ class DistributedMoe:
         received = self.exchange.all_to_all(parts, bounds)
         self._exchanged_s += time.monotonic() - started
         return received
-
-    def _wanted(self, layer: int, ids_NK: np.ndarray, rank: int) -> _Wanted:
-        here_NK = self._owner_LE[layer][ids_NK] == rank
-        row_P, k_P = np.nonzero(here_NK)
-        row_R, pair_row_P = np.unique(row_P, return_inverse=True)
-        return _Wanted(row_R, pair_row_P, ids_NK[row_P, k_P], row_P * ids_NK.shape[1] + k_P)
 
     def _dispatch(self, x_NH: Tensor, wanted: list[_Wanted], count_K: int) -> list[_Given]:
         me = self.exchange.rank
@@ -121,7 +119,7 @@ class DistributedMoe:
         expert_P = np.concatenate([each.expert_P for each in given])
         x_RH = torch.cat([each.x_RH for each in given])
         if row_P.size:
-            self.computed_LE[layer] += np.bincount(expert_P, minlength=self._owner_LE.shape[1])
+            self.computed_LE[layer] += np.bincount(expert_P, minlength=self._split.experts)
             y_PH = self.slots.compute(layer, x_RH, row_P, expert_P)
         else:
             y_PH = x_RH.new_empty(0, x_RH.shape[1])
@@ -144,6 +142,13 @@ class DistributedMoe:
                 rows = part.view(y_PH.dtype).view(-1, y_PH.shape[1])
                 y_PH[torch.from_numpy(want.home_P)] = rows
         return y_PH
+
+
+def _wanted(ids_NK: np.ndarray, here_NK: np.ndarray) -> _Wanted:
+    """The pairs that go to one rank: those where `here_NK` is true."""
+    row_P, k_P = np.nonzero(here_NK)
+    row_R, pair_row_P = np.unique(row_P, return_inverse=True)
+    return _Wanted(row_R, pair_row_P, ids_NK[row_P, k_P], row_P * ids_NK.shape[1] + k_P)
 
 
 def _part_bytes(rows: int, pairs: int, row_bytes: int) -> int:

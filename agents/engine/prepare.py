@@ -17,7 +17,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from ...core.errors import MoectlError, WorkerError
@@ -329,11 +328,7 @@ class Preparation:
             return
         assert self._exchange is not None
         engine = self.attachment.build_engine() if self.attachment is not None else None
-        owner_LE = np.array(
-            [[holders[0] for holders in experts] for experts in self.record.new.owners],
-            dtype=np.int64,
-        )
-        moe = DistributedMoe(self._exchange, self.shadow.slots(), owner_LE)
+        moe = DistributedMoe(self._exchange, self.shadow.slots(), self.record.new.owners)
         self.epoch = Epoch(
             self.record.new.epoch,
             self.record.operation_id,

@@ -21,6 +21,8 @@ from moectl.agents.engine.comm.base import CONTROL_WORDS, Bounds, SoloExchange
 from moectl.agents.engine.comm.gloo import GlooExchange, GlooGroup, Rendezvous
 from moectl.agents.engine.comm.mixed import MixedExchange
 from moectl.agents.engine.comm.shm import ShmExchange, region_bytes
+from moectl.agents.engine.dispatch import DistributedMoe, exchange_bytes_max
+from moectl.agents.engine.moe import ExpertSlots, LocalMoe
 from moectl.core.errors import EngineError, ExchangeBrokenError
 
 PAYLOAD = 1 << 20
@@ -193,6 +195,49 @@ def too_large(exchange):
     return "ok"
 
 
+LAYERS, EXPERTS, CHOSEN, HIDDEN, INNER, ROWS_MAX = 2, 6, 2, 32, 16, 24
+
+
+def expert_slots(pairs):
+    """Slots with the weights of some (layer, expert); the same on every rank."""
+    generator = torch.Generator().manual_seed(3)
+    size = (LAYERS, EXPERTS, 3 * INNER * HIDDEN)
+    every = torch.randn(size, generator=generator)
+    flat = torch.cat([every[pair] for pair in pairs])
+    shapes = {"gate_up": (2 * INNER, HIDDEN), "down": (HIDDEN, INNER)}
+    table = {pair: slot for slot, pair in enumerate(pairs)}
+    return ExpertSlots.over(flat, 3 * INNER * HIDDEN, shapes, table, (LAYERS, EXPERTS))
+
+
+def copies(exchange):
+    """Experts with one to all copies, rows that differ by rank and step: the bits of one rank."""
+    size, rank = exchange.size, exchange.rank
+    assert exchange_bytes_max(ROWS_MAX, size, CHOSEN, HIDDEN * 4) < PAYLOAD
+    owners = [
+        [sorted({(e + at + i) % size for i in range(1 + e % size)}) for e in range(EXPERTS)]
+        for at in range(LAYERS)
+    ]
+    every = [(layer, e) for layer in range(LAYERS) for e in range(EXPERTS)]
+    alone = LocalMoe(expert_slots(every))
+    mine = [(layer, e) for layer, e in every if rank in owners[layer][e]]
+    moe, by_copy = DistributedMoe(exchange, expert_slots(mine), owners), 0
+    for step in range(20):
+        rows = [(7 * step + 5 * peer) % (ROWS_MAX + 1) * (step % 4 != peer) for peer in range(size)]
+        generator = torch.Generator().manual_seed(100 * step + rank)
+        x = torch.randn(rows[rank], HIDDEN, generator=generator)
+        # Low ids are wanted far more often, so that shares have to be unequal.
+        odds = torch.arange(EXPERTS, 0, -1.0).pow(3).expand(max(rows[rank], 1), -1)
+        ids = torch.multinomial(odds, CHOSEN, generator=generator)[: rows[rank]]
+        weights = torch.rand(rows[rank], CHOSEN, generator=generator)
+        moe.begin_step(rows)
+        for layer in range(LAYERS):
+            got = moe.run(layer, x, ids, weights)
+            assert torch.equal(got, alone.run(layer, x, ids, weights)), (step, layer)
+    for layer, e in mine:
+        by_copy += int(moe.computed_LE[layer, e] > 0 and len(owners[layer][e]) > 1)
+    return f"computed as one of several: {by_copy > 0}"
+
+
 SCENARIOS = {
     function.__name__: function
     for function in (
@@ -204,6 +249,7 @@ SCENARIOS = {
         deadline,
         killed,
         too_large,
+        copies,
     )
 }
 

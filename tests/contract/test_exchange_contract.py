@@ -86,3 +86,7 @@ def test_a_killed_peer_breaks_the_group_of_the_survivors(ranks):
 def test_parts_larger_than_was_agreed_are_refused_before_anything_is_sent(ranks):
     need_peers(ranks)
     assert ranks.run("too_large") == ["EngineError"] * ranks.size
+
+
+def test_rows_split_over_copies_have_the_bits_of_one_rank_that_holds_every_expert(ranks):
+    assert ranks.run("copies") == [f"computed as one of several: {ranks.size > 1}"] * ranks.size

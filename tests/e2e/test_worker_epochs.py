@@ -20,6 +20,7 @@ from worker_fleet import (
     finish,
     prompt,
     spread,
+    with_copies,
 )
 from worker_site import ADDRESS, DEADLINE_S, DEVICES, wait_gone
 
@@ -74,6 +75,33 @@ def test_streams_keep_their_tokens_through_widths_2_4_3_2(fleet, expected):
         prompt(14, 12),
         prompt(13, 12),
     }
+
+
+def test_streams_keep_their_tokens_while_copies_come_serve_and_go(fleet, expected):
+    """1 copy of each -> 2 of every third -> 2 of every expert -> 1, on ranks of two nodes."""
+    create(fleet, 3)
+    base = fleet.placement
+    fleet.is_talking = True
+    for n in range(3):
+        fleet.start_stream(prompt(140 + n, 6 + 7 * n), 60, DEVICES[n])
+    for epoch, every in ((2, 3), (3, 1), (4, EXPERTS * LAYERS)):
+        new, steps = with_copies(fleet.placement, base, epoch, every)
+        if every > EXPERTS:
+            new, steps = replace(base, epoch=epoch), ()
+        record, figures = fleet.change(TransitionKind.SCALE, new, steps)
+        fleet.retire(record)
+        moved = sum(int(each["bytes_copied"]) for each in figures.values())
+        assert moved == len(steps) * EXPERT_BYTES
+        held = expert_pages(fleet)
+        for device in DEVICES[:3]:
+            count = len(list(new.experts_on(new.rank_of(device))))
+            assert held[device] == count * PAGES_PER_EXPERT
+        for n in range(3):
+            fleet.start_stream(prompt(150 + 10 * epoch + n, 20), 20, DEVICES[n])
+        time.sleep(0.3)  # rows flow while copies serve
+    fleet.is_talking = False
+    finish(fleet, list(fleet.streams.values()), expected)
+    assert not any(stream.replays for stream in fleet.streams.values())
 
 
 def test_a_killed_worker_is_healed_from_the_pages_it_left(fleet, expected):

@@ -241,3 +241,25 @@ def finish(fleet, streams, expected):
             fleet.place_homeless()
         assert stream.reason == "length"
         assert stream.tokens == expected(stream.prompt, stream.count, stream.sampling)
+
+
+def with_copies(old, base, epoch, every):
+    """`base` with one more copy of each `every`-th expert on the next rank, and the steps there.
+
+    Further copies are COPY steps from the first holder of the old placement, or LOAD without one.
+    """
+    ranks, owners, steps = base.ranks, [], []
+    for layer, experts in enumerate(base.owners):
+        row = []
+        for expert, (owner,) in enumerate(experts):
+            extra = ((owner + 1) % len(ranks),) if expert % every == 0 else ()
+            row.append(tuple(sorted({owner, *extra})))
+            for rank in row[-1]:
+                before = [old.ranks[r] for r in old.owners[layer][expert]] if old else []
+                if ranks[rank] not in before:
+                    source = before[0] if before else None
+                    kind = StepKind.COPY if before else StepKind.LOAD
+                    steps.append(Step(kind, Part.EXPERT, ranks[rank], 1, layer, expert, source))
+        owners.append(tuple(row))
+    new = Placement("tiny", epoch, ranks, tuple(owners), base.instances)
+    return new, tuple(steps)

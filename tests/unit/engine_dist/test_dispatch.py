@@ -4,7 +4,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -43,23 +42,38 @@ def make_inputs(rows, seed):
     return x, ids, weights
 
 
+def placed(width, copies):
+    """Owners [L][E]: expert e of layer l on rank e + l, and `copies` - 1 more on the next ranks.
+
+    Layer 0 has copies of even experts alone, so that layers and experts differ.
+    """
+    return [
+        [
+            sorted({(e + at + i) % width for i in range(copies if at or e % 2 == 0 else 1)})
+            for e in range(EXPERTS)
+        ]
+        for at in range(LAYERS)
+    ]
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3])
 @pytest.mark.parametrize(
     ("width", "rows"), [(1, (5,)), (2, (3, 0)), (3, (1, 9, 4)), (5, (0, 2, 0, 17, 1)), (2, (0, 0))]
 )
-def test_a_row_has_the_same_bits_at_every_width(width, rows):
+def test_a_row_has_the_same_bits_at_every_width_and_however_it_is_split(width, rows, copies):
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(1)
     every = [(layer, expert) for layer in range(LAYERS) for expert in range(EXPERTS)]
     weights = {pair: torch.randn(3 * INNER * H, generator=generator) for pair in every}
-    owner_LE = np.array([[(e + layer) % width for e in range(EXPERTS)] for layer in range(LAYERS)])
+    owners = placed(width, copies)
     alone = LocalMoe(slots_of(weights, every))
     size = region_bytes(exchange_bytes_max(max(rows), width, K, H * 4))
     shared = channel(width, size)
 
     def rank_runs(rank):
         exchange = ShmExchange(shared, rank, width, size) if width > 1 else SoloExchange()
-        mine = [pair for pair in every if owner_LE[pair] == rank]
-        moe = DistributedMoe(exchange, slots_of(weights, mine), owner_LE)
+        mine = [(layer, e) for layer, e in every if rank in owners[layer][e]]
+        moe = DistributedMoe(exchange, slots_of(weights, mine), owners)
         for layer in range(LAYERS):
             inputs = (
                 make_inputs(rows[rank], 10 * layer + rank)
@@ -78,7 +92,7 @@ def test_a_row_has_the_same_bits_at_every_width(width, rows):
 def test_an_expert_that_is_on_no_rank_is_an_error_that_names_it():
     weights = {(layer, e): torch.zeros(3 * INNER * H) for layer in range(LAYERS) for e in range(2)}
     moe = DistributedMoe(
-        SoloExchange(), slots_of(weights, list(weights)), np.zeros((LAYERS, EXPERTS), dtype=int)
+        SoloExchange(), slots_of(weights, list(weights)), [[[0]] * EXPERTS] * LAYERS
     )
     moe.begin_step([4])
     with pytest.raises(EngineError, match=r"not on this rank"):
