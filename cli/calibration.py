@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import RefusedError
 
 if TYPE_CHECKING:
+    from ..placement.hardware import Hardware
+    from ..placement.model_facts import ModelShape
     from ..placement.rows import LeftOut
     from ..placement.scores import Believed, Score
+
+#: A fit on two rows and the score of a third: fewer say nothing.
+ROWS_MIN = 3
 
 
 def read_table(file: Path) -> list[dict[str, str]]:
@@ -41,13 +46,31 @@ def believed(file: Path) -> "tuple[Believed, list[LeftOut], int]":
     from . import catalogue
 
     table = read_table(file)
-    rows, unknown = read_rows(table, catalogue.all_shapes(), catalogue.devices())
+    shapes, devices = catalogue.all_shapes(), catalogue.devices()
+    _read_named(table, shapes, devices)
+    rows, unknown = read_rows(table, shapes, devices)
     kept, left = believe(rows)
     if not kept:
         raise RefusedError(
             f"{file}: no row can be used", next_step="see the rules in docs/placement.md"
         )
     return gather(kept, left), [*unknown, *left], len(table)
+
+
+def _read_named(
+    table: list[dict[str, str]],
+    shapes: "dict[str, tuple[str, ModelShape]]",
+    devices: "dict[str, Hardware]",
+) -> None:
+    """Add the models and devices that rows name by path: a person's own, in no catalogue."""
+    from . import catalogue
+
+    for name in {record["model_path"] for record in table} - shapes.keys():
+        if Path(name).exists():
+            shapes[name] = catalogue.find_shape(name)
+    for name in {record["system"] for record in table} - devices.keys():
+        if Path(name).is_file():
+            devices[name] = catalogue.find_device(name)
 
 
 def run(file: Path, *, folds: bool) -> dict[str, Any]:
@@ -80,6 +103,32 @@ def run(file: Path, *, folds: bool) -> dict[str, Any]:
         "scores": found,
         "constants": {name: round(value, 9) for name, value in fitted.values.items()},
     }
+
+
+def unseen_errors(file: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """(shipped constants, fits on all other rows): mean relative errors of TPOT and TTFT.
+
+    Every row is predicted by a fit that has not seen it: what a fit is worth on the next row.
+    Raises RefusedError when fewer than three rows can be believed.
+    """
+    import numpy as np
+
+    from ..placement import scores
+    from ..placement.weigh import token_seconds
+    from . import catalogue
+
+    evidence, _, _ = believed(file)
+    if len(evidence.rows) < ROWS_MIN:
+        raise RefusedError(f"{file}: {len(evidence.rows)} rows are too few to fit and to score")
+    shipped = token_seconds(catalogue.constants(), evidence.evidence.table)
+    unseen = scores.folded(evidence, lambda row: str(row.line))
+    found = []
+    for tpot, ttft in ((np.log(shipped[0]), np.log(shipped[1])), unseen):
+        score = scores.score(evidence, tpot, ttft, scores.by_model)
+        found.append(
+            {"tpot_mape": round(score.tpot_mape, 4), "ttft_mape": round(score.ttft_mape, 4)}
+        )
+    return found[0], found[1]
 
 
 def by_rule(left: "list[LeftOut]") -> dict[str, list[int]]:

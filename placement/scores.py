@@ -81,8 +81,13 @@ def by_device(row: Row) -> str:
 
 
 def fit_centered(believed: Believed) -> Constants:
-    """A fit whose first-token center was chosen on inner folds of the same rows."""
+    """A fit whose first-token center was chosen on inner folds of the same rows.
+
+    Rows of one model have no inner folds: their fit stays as it is.
+    """
     constants = fit(believed.evidence)
+    if len({by_model(row) for row in believed.rows}) < 2:
+        return constants
     _, log_ttft = _folded(believed, by_model, fit_plain)
     keep = believed.has_ttft > 0
     gap = log_ttft[keep] - np.log(believed.evidence.ttft[keep])

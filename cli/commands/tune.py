@@ -121,3 +121,20 @@ def _print(result: dict[str, Any]) -> None:
     )
     if result["patch"]:
         print(f"patch: {result['patch']} (see it with `moectl diff -f`)")
+    _print_calibration(result["calibration"])
+
+
+def _print_calibration(found: dict[str, Any]) -> None:
+    if found["before"] is None:
+        print(f"time model: not calibrated ({found['reason']})")
+        return
+    before, after = found["before"], found["after"]
+    print(
+        f"time model, {found['rows_used']} rows: error of a row it has not seen, TPOT "
+        f"{before['tpot_mape']:.0%} -> {after['tpot_mape']:.0%}, TTFT {before['ttft_mape']:.0%} -> "
+        f"{after['ttft_mape']:.0%}"
+    )
+    if found["constants"]:
+        print(f"constants: {found['constants']} (for `moectl plan --constants`)")
+    else:
+        print("the shipped constants predict as well; none written")

@@ -5,7 +5,8 @@ device: nothing is modelled. Arrivals run on a clock that advances by what a ste
 waiting for the next request costs the study nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -127,16 +128,28 @@ class LiveEngine:
         on_mark: OnMark | None = None,
     ) -> Measured:
         """Serve the requests; raises EngineRefused when one can never run with these settings."""
+        with self.threads(settings):
+            return self._run(self.open(spec, settings), asks, on_mark)
+
+    @staticmethod
+    @contextmanager
+    def threads(settings: Mapping[str, Value]) -> Iterator[None]:
+        """Compute with as many threads as a worker with these settings."""
         import torch
 
         before = torch.get_num_threads()
         torch.set_num_threads(int(settings["threads"]))
         try:
-            return self._run(self._open(spec, settings), asks, on_mark)
+            yield
         finally:
             torch.set_num_threads(before)
 
-    def _open(self, spec: Mapping[str, Any], settings: Mapping[str, Value]) -> Any:
+    @property
+    def moe(self) -> Any:
+        """Who computes the experts: give it to `engine.run`."""
+        return self._moe
+
+    def open(self, spec: Mapping[str, Any], settings: Mapping[str, Value]) -> Any:
         """An engine as a worker of this spec would build it."""
         from math import prod
 

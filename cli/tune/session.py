@@ -18,6 +18,7 @@ from ..progress import Progress
 from . import objective, patch, study, workload
 from .measure import MARKS, LiveEngine, Measured, Track
 from .objective import Limits, Pair
+from .recalibrate import Bench, recalibrate
 from .space import Settings, Space
 from .study import Attempt, Tried, TuneStudy
 from .workload import Ask
@@ -222,6 +223,10 @@ def run(subject: Subject, plan: Plan, engine: LiveEngine, progress: Progress) ->
     try:
         session.search()
         result = _conclude(session, subject, plan)
+        bench = Bench(engine, subject.spec, subject.folder, plan.home, plan.seed)
+        beats = result["verdict"]["beats"]
+        settings = result["settings"] if beats else plan.space.present
+        result["calibration"] = recalibrate(bench, settings, progress)
     except KeyboardInterrupt:
         result = _so_far(session, subject, plan) | {"interrupted": True}
     write_private(plan.home / "result.json", json.dumps(result, indent=1) + "\n")

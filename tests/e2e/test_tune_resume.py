@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from moectl.cli import specs
+from moectl.cli.catalogue import constants, find_device
 from moectl.cli.tune.patch import patched_document, write_patch
+from moectl.cli.tune.steady import CELLS
 
 TRIALS = 8
 DEADLINE_S = 120.0
@@ -97,6 +99,19 @@ def test_the_result_says_honestly_whether_the_defaults_were_beaten(resumed) -> N
     if verdict["beats"]:
         assert verdict["wins"] >= verdict["wins_needed"] and verdict["ratio"]["median"] >= 1.02
     assert json.loads((folder / "result.json").read_text()) == result
+
+
+def test_what_was_measured_re_calibrates_the_time_model_or_is_said_not_to(resumed) -> None:
+    found = resumed[1]["calibration"]
+    assert len(Path(found["rows"]).read_text().splitlines()) == 1 + len(CELLS)
+    assert find_device(found["device"]).kind == "cpu"
+    if found["before"] is None:
+        assert found["constants"] is None and found["reason"]
+    else:
+        is_better = sum(found["after"].values()) < sum(found["before"].values())
+        assert (found["constants"] is not None) is is_better
+    if found["constants"]:
+        assert constants(Path(found["constants"])).values["step_s"] > 0
 
 
 def test_the_winners_patch_reads_back_as_the_spec_with_its_settings(resumed, tmp_path) -> None:
