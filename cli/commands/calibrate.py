@@ -19,6 +19,7 @@ def calibrate(
     """Fit the few constants of the time model, and say how good they are.
 
     Rows that cannot be believed are left out by rules on their labels, each named with its rule.
+    Models and devices are names of the catalogue, or paths: `moectl tune` writes such rows.
 
     \b
     Examples:

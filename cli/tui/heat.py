@@ -47,7 +47,8 @@ def heat_map(model: ModelView | None, columns: int) -> HeatMap | None:
     for layer, holders in enumerate(placement.owners):
         owner_E = [ranks[0] for ranks in holders]
         tokens_E = tokens_of_layer(model, layer, len(owner_E))
-        rows.append(_row(layer, owner_E, tokens_E, per_cell, placement.width))
+        uneven = _imbalance(load_of_ranks(model, layer, placement.width))
+        rows.append(_row(layer, owner_E, tokens_E, per_cell, uneven))
     return HeatMap(tuple(rows), per_cell, placement.width)
 
 
@@ -68,8 +69,17 @@ def level_of(tokens: int, most: int) -> int:
     return max(1, min(LEVELS - 1, round((LEVELS - 1) * tokens / most)))
 
 
+def load_of_ranks(model: ModelView, layer: int, width: int) -> list[int]:
+    """Tokens that each rank computed of a layer in the last second, whichever copies it used."""
+    load_R = [0] * width
+    for stats in model.stats:
+        if 0 <= stats.rank < width and layer < len(stats.expert_tokens):
+            load_R[stats.rank] += sum(stats.expert_tokens[layer])
+    return load_R
+
+
 def _row(
-    layer: int, owner_E: Sequence[int], tokens_E: Sequence[int], per_cell: int, width: int
+    layer: int, owner_E: Sequence[int], tokens_E: Sequence[int], per_cell: int, imbalance: float
 ) -> HeatRow:
     sums = [sum(tokens_E[i : i + per_cell]) for i in range(0, len(tokens_E), per_cell)]
     most = max(sums, default=0)
@@ -77,12 +87,9 @@ def _row(
         HeatCell(index * per_cell, owner_E[index * per_cell], level_of(tokens, most), tokens)
         for index, tokens in enumerate(sums)
     )
-    return HeatRow(layer, cells, _imbalance(owner_E, tokens_E, width))
+    return HeatRow(layer, cells, imbalance)
 
 
-def _imbalance(owner_E: Sequence[int], tokens_E: Sequence[int], width: int) -> float:
-    load_R = [0] * width
-    for rank, tokens in zip(owner_E, tokens_E, strict=True):
-        load_R[rank] += tokens
+def _imbalance(load_R: Sequence[int]) -> float:
     total = sum(load_R)
-    return max(load_R) * width / total if total else 0.0
+    return max(load_R) * len(load_R) / total if total else 0.0
