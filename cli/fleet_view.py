@@ -94,10 +94,16 @@ class ModelView:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the Ready condition holds for the newest generation of the spec."""
+        """Whether the Ready condition holds for the newest generation of the spec.
+
+        One that was refused, or failed for good, is observed and yet never the one that is served.
+        """
         if self.status is None or self.status.observed_generation < self.generation:
             return False
-        return any(c.type == "Ready" and c.status == "True" for c in self.status.conditions)
+        return any(
+            c.type == "Ready" and c.status == "True" and c.observed_generation >= self.generation
+            for c in self.status.conditions
+        )
 
     @property
     def is_whole(self) -> bool:

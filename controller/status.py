@@ -3,7 +3,8 @@
 Pure. Status is only ever derived from the snapshot, so it can be computed again at any time by any
 controller; the one thing it remembers is when each condition took its present value. A stale status
 is recognised by `observed_generation`, which reaches a spec's generation when that generation has
-been carried out or refused, not when it was merely read.
+been carried out or refused, not when it was merely read. Conditions carry their own: Admitted and
+Progressing speak of the newest spec, Placed and Ready of the last one that was carried out.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from ..core.records import (
     TransitionRecord,
 )
 from ..core.transitions import WorkerState
+from . import flips
+from .flips import Flip
 from .health import Health, HealthReason
 from .observe import Snapshot
 from .planning import spec_of
@@ -56,22 +59,26 @@ def compute(
     transition = running.value if running else None
     generation = spec.generation if spec else (before.value.observed_generation if before else 0)
     desired = spec_of(spec).parallelism.experts if spec else 0
+    last = before.value if before else None
+    is_carried_out = transition is None and placement is not None and placement.width == desired
+    flip = flips.under_way(placement, transition, snapshot)
+    newest, carried_out = generation, generation if is_carried_out else _carried_out_before(last)
     facets = [
-        _admitted(found),
-        _placed(placement, found),
-        _progressing(transition, placement, desired, found),
-        _ready(placement, desired, found),
+        (newest, _admitted(found)),
+        (carried_out, _placed(placement, found)),
+        (newest, _progressing(transition, placement, desired, found)),
+        (carried_out, _ready(placement, desired, found, flip)),
     ]
     return ModelStatus(
         model=model,
-        observed_generation=_observed(generation, desired, placement, transition, found, before),
+        observed_generation=_observed(generation, is_carried_out, found, last),
         desired_width=desired,
         admitted_width=0 if found.refusal else desired,
         allocated_width=_allocated(placement, transition),
         joined_width=_joined(model, placement, transition, snapshot),
-        effective_width=_effective(model, placement, snapshot),
+        effective_width=flips.effective(placement, flip, snapshot),
         epoch=placement.epoch if placement else 0,
-        conditions=_conditions(facets, generation, before.value if before else None, now),
+        conditions=_conditions(facets, last, now),
         failed_generation=found.failed_generation,
     )
 
@@ -113,7 +120,7 @@ def _progressing(
     return "Progressing", UNKNOWN, "Pending", "the change has not begun"
 
 
-def _ready(placement: Placement | None, desired: int, found: Findings) -> _Facet:
+def _ready(placement: Placement | None, desired: int, found: Findings, flip: Flip | None) -> _Facet:
     if placement is None or found.health is None:
         return "Ready", FALSE, "NotPlaced", "no worker serves"
     health = found.health
@@ -121,6 +128,11 @@ def _ready(placement: Placement | None, desired: int, found: Findings) -> _Facet
         if placement.width < desired:
             return "Ready", TRUE, "Narrow", f"{placement.width} of {desired} ranks serve"
         return "Ready", TRUE, str(health.reason), health.message
+    if flip is not None and health.reason in (
+        HealthReason.EPOCH_BEHIND,
+        HealthReason.WORKER_MISSING,
+    ):
+        return "Ready", TRUE if flip.serves else FALSE, flip.reason, flip.message
     is_certain = health.reason in (HealthReason.WORKER_LOST, HealthReason.WORKER_PARKED)
     return "Ready", FALSE if is_certain else UNKNOWN, str(health.reason), health.message
 
@@ -131,19 +143,18 @@ def _reasons(answer: Infeasible) -> str:
 
 
 def _observed(
-    generation: int,
-    desired: int,
-    placement: Placement | None,
-    transition: TransitionRecord | None,
-    found: Findings,
-    before: object,
+    generation: int, is_carried_out: bool, found: Findings, before: ModelStatus | None
 ) -> int:
     """The generation, once it was carried out or refused; until then the one before."""
-    is_carried_out = transition is None and placement is not None and placement.width == desired
     if is_carried_out or found.refusal or found.failed_generation == generation:
         return generation
-    old = getattr(before, "value", None)
-    return old.observed_generation if isinstance(old, ModelStatus) else 0
+    return before.observed_generation if before else 0
+
+
+def _carried_out_before(before: ModelStatus | None) -> int:
+    """The last generation that was carried out, as the status before this one knew it."""
+    known = (c.observed_generation for c in (before.conditions if before else ()))
+    return min(known, default=0)
 
 
 def _allocated(placement: Placement | None, transition: TransitionRecord | None) -> int:
@@ -172,26 +183,13 @@ def _joined(
     )
 
 
-def _effective(model: str, placement: Placement | None, snapshot: Snapshot) -> int:
-    """Ranks that serve the committed epoch."""
-    if placement is None:
-        return 0
-    workers = snapshot.workers.get(model, {})
-    return sum(
-        device in workers
-        and workers[device].epoch == placement.epoch
-        and workers[device].state in (WorkerState.SERVING, WorkerState.LEAVING)
-        for device in placement.ranks
-    )
-
-
 def _conditions(
-    facets: Sequence[_Facet], generation: int, before: ModelStatus | None, now: float
+    facets: Sequence[tuple[int, _Facet]], before: ModelStatus | None, now: float
 ) -> tuple[Condition, ...]:
     """Conditions with the time at which each took its present status and reason."""
     known = {c.type: c for c in before.conditions} if before else {}
     conditions = []
-    for kind, status, reason, message in facets:
+    for generation, (kind, status, reason, message) in facets:
         old = known.get(kind)
         is_same = old is not None and (old.status, old.reason) == (status, reason)
         changed_at = old.changed_at if old is not None and is_same else now
