@@ -143,7 +143,7 @@ class ApiClient:
 
     def _unreachable(self, error: httpx.HTTPError) -> MoectlError:
         why = str(error) or type(error).__name__
-        hint = "`moectl status` shows what is down; `moectl up` starts what is missing"
+        hint = "`moectl status` shows what is down and what was seen last; `moectl up` starts it"
         if "CERTIFICATE_VERIFY_FAILED" in why:
             hint = "`moectl context add` takes --ca-file, the PEM of the authority of the API"
         elif self._context:

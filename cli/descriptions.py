@@ -4,6 +4,7 @@ A model is shown in its five layers, because "it was accepted" and "users are se
 different claims, and whoever waits wants to know how far it has come.
 """
 
+from datetime import datetime
 from typing import Any
 
 from ..core.errors import UsageError
@@ -154,4 +155,8 @@ def _figure(key: str, value: Any) -> str:
         return str(value)
     if "bytes" in key:
         return format_bytes(int(value))
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if key.endswith("_at"):
+        return datetime.fromtimestamp(value).strftime("%H:%M:%S.%f")[:-3]
+    if key.endswith("_ms"):
+        return f"{value:.1f} ms"
+    return f"{value:.3f} s" if key.endswith("_s") else f"{value:g}"

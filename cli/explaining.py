@@ -6,6 +6,8 @@ from typing import Any
 from ..core.errors import UsageError
 from ..core.spec.load import KINDS
 from ..core.spec.schema import json_schema
+from ..core.spec.words import words_of
+from ..core.units import exact_bytes
 
 
 def explanation(path: str) -> list[str]:
@@ -31,9 +33,10 @@ def explanation(path: str) -> list[str]:
 def _lines(kind: str, steps: list[str], node: dict[str, Any], schema: dict[str, Any]) -> list[str]:
     told = _resolved(node, schema)
     lines = [f"KIND:   {kind}", f"FIELD:  {'.'.join(['spec', *steps])} <{_type(node, schema)}>"]
-    if "default" in node:
-        lines.append(f"DEFAULT: {node['default']}")
-    text = node.get("description") or told.get("description") or ""
+    if "default" in node and not _inside(node, schema):
+        lines.append(f"DEFAULT: {_default(node)}")
+    about = words_of(kind, ".".join(steps))
+    text = about or node.get("description") or told.get("description") or ""
     if not steps:
         text = inspect.cleandoc(KINDS[kind].model.__doc__ or "")
     lines += ["", text] if text else []
@@ -43,9 +46,19 @@ def _lines(kind: str, steps: list[str], node: dict[str, Any], schema: dict[str, 
         lines += ["", "FIELDS:"]
         for name, field in inner.items():
             mark = " (required)" if name in needed else ""
-            default = f", default {field['default']}" if "default" in field else ""
+            has_default = "default" in field and not _inside(field, schema)
+            default = f", default {_default(field)}" if has_default else ""
             lines.append(f"  {name} <{_type(field, schema)}>{mark}{default}")
+            about = words_of(kind, ".".join([*steps, name]))
+            lines += [f"      {about}"] if about else []
     return lines
+
+
+def _default(node: dict[str, Any]) -> str:
+    """A default as people write it: bytes as 32MiB, nothing as none."""
+    value = node["default"]
+    is_bytes = isinstance(value, int) and any("GiB" in str(o) for o in node.get("anyOf", ()))
+    return exact_bytes(value) if is_bytes else "none" if value is None else str(value)
 
 
 def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ..core.errors import SpecError
 from ..core.plan import Infeasible, Phase, Placement, TransitionKind, TransitionPlan
 from ..core.records import Condition, SpecRecord
 from ..core.spec import ModelSpec
+from ..core.units import format_bytes
 from . import attempts, health, lifecycle, planning, prune, status
 from .config import Limits
 from .decision import Change, Decision, Draft
@@ -255,7 +256,7 @@ def _announcement(plan: TransitionPlan) -> str:
     widths = f"{plan.kind} {plan.old.width if plan.old else 0} -> {plan.new.width}"
     if plan.kind is TransitionKind.DELETE:
         return f"{widths}: everything is given back"
-    moved = f"{plan.prediction.bytes_moved} expert bytes to move"
+    moved = f"{format_bytes(plan.prediction.bytes_moved)} of experts to move"
     return f"{widths}: {moved} in about {plan.prediction.prepare_s:.2f} s"
 
 

@@ -203,7 +203,9 @@ async def test_only_an_admin_changes_the_cluster(services) -> None:
 
 
 async def test_the_watch_sends_a_full_fleet_at_once_and_after_a_change(services) -> None:
-    stream = fleet_events(services, services.mirror.snapshot().tokens[digest_of("secret-admin")])
+    stream = fleet_events(
+        services, services.mirror.snapshot().tokens[digest_of("secret-admin")].value
+    )
     async with asyncio.timeout(10), contextlib.aclosing(stream):
         first = await anext(stream)
         async with client_of(services) as client:
