@@ -60,6 +60,7 @@ class BenchOptions:
     """What the person asked for."""
 
     files: tuple[Path, ...] = ()
+    score_on: tuple[Path, ...] = ()
     data: Path | None = None
     budget_s: float = DEFAULT_BUDGET_S
     full: bool = False

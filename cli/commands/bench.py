@@ -25,6 +25,9 @@ def bench(
     rows: Annotated[
         Path | None, typer.Option(help="For plan: score another file of measured rows.")
     ] = None,
+    score_on: Annotated[
+        list[Path] | None, typer.Option(help="For balance: score plans on these files instead.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the result into a PNG.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of real data [$MOECTL_DATA].")] = None,
     budget: Annotated[str, typer.Option(help="Time that the bench may take.")] = "15m",
@@ -52,11 +55,12 @@ def bench(
     if output not in ("table", "json"):
         raise UsageError(f"-o {output}: not a format", next_step="use table or json")
     module = _module(name)
-    inputs = " ".join(str(path) for path in files or [])
+    inputs = " ".join(str(path) for path in [*(files or []), "on", *(score_on or [])])
     shelf = Shelf(OUT / f".{name}-partial.json" if full else None, f"{commit()} {seed} {inputs}")
     with open_progress() as progress:
         options = BenchOptions(
             files=(*(files or ()), *([rows] if rows else ())),
+            score_on=tuple(score_on or ()),
             data=data,
             budget_s=_seconds(budget),
             full=full,

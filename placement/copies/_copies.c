@@ -40,15 +40,15 @@ static void search_arrays(Search *s, Arena *a) {
 }
 
 static size_t greedy_bytes(size_t E, size_t R, size_t G) {
-    return 8 * (R + E + G + E) + 4 * (3 * (R + E) + 2 * E + R + G + E) + 16 * 12;
+    return 8 * (2 * (R + E) + E + G) + 4 * (4 * (R + E) + 2 * E + R + G) + 16 * 14;
 }
 
 static Greedy greedy_arrays(Arena *a, size_t E, size_t R, size_t G) {
     Greedy g;
-    g.value = CUT(a, double, R + E), g.each = CUT(a, double, E), g.pack = CUT(a, double, G);
+    g.value = CUT(a, double, R + E), g.each = CUT(a, double, E), g.pack = CUT(a, double, E + G);
     g.order = CUT(a, int32_t, R + E), g.spare = CUT(a, int32_t, R + E);
     g.fill = CUT(a, int32_t, R + E), g.item = CUT(a, int32_t, R);
-    g.count = CUT(a, int32_t, E), g.mine = CUT(a, int32_t, E);
+    g.heap = CUT(a, int32_t, R + E), g.count = CUT(a, int32_t, E), g.mine = CUT(a, int32_t, E);
     return g;
 }
 

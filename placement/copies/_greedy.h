@@ -25,9 +25,30 @@ static void sort_falling(const double *value, int32_t *order, int32_t *spare, in
         for (int32_t i = 0; i < n; i++) order[i] = from[i];
 }
 
+/* The least (key, place) on top; ties go to the lower place, as everywhere here. */
+static void sift(const double *key, int32_t *heap, int32_t n, int32_t at) {
+    int32_t item = heap[at];
+    for (int32_t child = 2 * at + 1; child < n; child = 2 * at + 1) {
+        int32_t other = child + 1;
+        if (other < n && (key[heap[other]] < key[heap[child]] ||
+                          (key[heap[other]] == key[heap[child]] && heap[other] < heap[child])))
+            child = other;
+        if (key[item] < key[heap[child]] || (key[item] == key[heap[child]] && item < heap[child]))
+            break;
+        heap[at] = heap[child], at = child;
+    }
+    heap[at] = item;
+}
+
+static void make_heap(const double *key, int32_t *heap, int32_t n) {
+    for (int32_t i = 0; i < n; i++) heap[i] = i;
+    for (int32_t i = n / 2 - 1; i >= 0; i--) sift(key, heap, n, i);
+}
+
 typedef struct {
-    double *value, *each, *pack; /* [items], [experts], [packs] */
-    int32_t *order, *spare, *fill, *item, *count, *mine; /* [items] x4, [experts] x2 */
+    double *value, *each, *pack; /* [items], [experts], [packs or experts] */
+    int32_t *order, *spare, *fill, *item, *heap; /* [items] x5 */
+    int32_t *count, *mine;                       /* [experts] x2 */
 } Greedy;
 
 /* Items, heaviest first, each to the lightest of `packs` that has room; pack p's i-th item is
@@ -36,12 +57,13 @@ static void pack_items(Greedy *g, int32_t items, int32_t packs, int32_t *placed)
     int32_t room = items / packs;
     sort_falling(g->value, g->order, g->spare, items);
     for (int32_t p = 0; p < packs; p++) g->pack[p] = 0, g->fill[p] = 0;
-    for (int32_t i = 0; i < items; i++) {
-        int32_t at = -1;
-        for (int32_t p = 0; p < packs; p++)
-            if (g->fill[p] < room && (at < 0 || g->pack[p] < g->pack[at])) at = p;
+    make_heap(g->pack, g->heap, packs);
+    for (int32_t i = 0, left = packs; i < items && left > 0; i++) {
+        int32_t at = g->heap[0];
         placed[at * room + g->fill[at]++] = g->order[i];
         g->pack[at] += g->value[g->order[i]];
+        if (g->fill[at] == room) g->heap[0] = g->heap[--left];
+        if (left) sift(g->pack, g->heap, left, 0);
     }
 }
 
@@ -50,13 +72,14 @@ static void replicate_and_pack(Greedy *g, const double *load, const int32_t *exp
                                const int32_t *sizes, int32_t *slot) {
     int32_t slots = sizes[0], devices = sizes[1];
     for (int32_t i = 0; i < n; i++) g->count[i] = 1, g->each[i] = load[experts[i]], g->item[i] = i;
+    for (int32_t i = 0; i < n; i++) g->pack[i] = -g->each[i];
+    make_heap(g->pack, g->heap, n);
     for (int32_t more = n; more < slots; more++) {
-        int32_t at = 0;
-        double most = g->each[0];
-        for (int32_t i = 1; i < n; i++)
-            if (g->each[i] > most) most = g->each[i], at = i;
+        int32_t at = g->heap[0];
         g->item[more] = at;
         g->each[at] = load[experts[at]] / ++g->count[at];
+        g->pack[at] = -g->each[at];
+        sift(g->pack, g->heap, n, 0);
     }
     for (int32_t r = 0; r < slots; r++) g->value[r] = g->each[g->item[r]];
     pack_items(g, slots, devices, slot);

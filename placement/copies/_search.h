@@ -14,7 +14,7 @@ typedef struct {
     int32_t experts, slots, devices, per, loads;
     int32_t level;               /* 1: copies of an expert are poured, 0: they share equally */
     int32_t budget;              /* copies that may move; -1: any number */
-    int32_t stuck_max;           /* devices that may fail before the search ends */
+    int32_t stuck_max;           /* devices that may fail before the search ends; -1: swaps only */
     double near;                 /* a largest load below 1 + near is good enough */
     double local;                /* price of work done away from an expert's home node */
     const double *work, *weight; /* [experts, loads], [loads] */
@@ -354,6 +354,7 @@ static int32_t search(Search *s, int32_t steps, int32_t sweeps) {
         if (g == NONE || s->load[g * s->loads + k] <= 1 + s->near) break;
         Move best = {LEAST_GAIN, NONE, NONE, NONE};
         best_swap(s, g, k, &best);
+        if (best.slot == NONE && s->stuck_max < 0) break;
         if (best.slot == NONE || s->budget >= 0) best_take(s, g, k, &best);
         if (best.slot == NONE) {
             s->stuck[g] = 1;

@@ -33,7 +33,7 @@ class Effort:
 
     steps: int
     pours: int = 0  # further steps for copies that may carry unequal shares
-    stuck: int = 8  # devices that nothing helps, before a layer is given up
+    stuck: int = 8  # devices that nothing helps, before the end; -1: swaps only, at the first
     near: float = 1e-4  # a layer within this of its bound is done
 
 
@@ -60,8 +60,8 @@ def quick() -> Effort:
 
 
 def fast(layout: Layout) -> Effort:
-    """What a re-plan on the fly can afford: about a look at every device."""
-    return Effort(layout.devices, stuck=2)
+    """What can be afforded on the fly: swaps alone, about one look for every device."""
+    return Effort(layout.devices * 5 // 4, stuck=-1)
 
 
 def thorough(layout: Layout, shares: str = "split") -> Effort:

@@ -39,7 +39,7 @@ class Task:
     node_D: list[int] = field(default_factory=list)
     local: float = 0.0  # price of a unit of work away from home
     near: float = 1e-4
-    stuck_max: int = 8
+    stuck_max: int = 8  # -1: swaps only, and the end when none helps
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,8 @@ class Search:
             if g < 0 or self.load[g][k] <= 1 + self.t.near:
                 return step
             best = self.best_swap(g, k)
+            if best.slot < 0 and self.t.stuck_max < 0:
+                return step
             if best.slot < 0 or self.t.budget >= 0:
                 best = self.best_take(g, k, best)
             if best.slot < 0:
