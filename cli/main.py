@@ -13,6 +13,7 @@ from ..core.errors import InvariantError, MoectlError
 from . import context_flag, dry_run, exit_codes
 from .commands import (
     apply,
+    balance,
     bench,
     calibrate,
     chat,
@@ -66,6 +67,7 @@ def build_app() -> typer.Typer:
     app.command("apply", rich_help_panel=fleet)(apply.apply)
     app.command("scale", rich_help_panel=fleet)(scale.scale)
     app.command("plan", rich_help_panel=fleet)(plan.plan)
+    app.command("balance", rich_help_panel=fleet)(balance.balance)
     app.command("calibrate", rich_help_panel=fleet)(calibrate.calibrate)
     app.command("tune", rich_help_panel=fleet)(tune.tune)
     app.command("diff", rich_help_panel=fleet)(diff.diff)

@@ -51,14 +51,15 @@ def _lognormal(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
 
 def _sparse(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
     """Few experts have work at all, as in a small batch."""
-    return (rng.random(size) < rng.uniform(0.02, 0.6, (size[0], 1))) * rng.integers(1, 50, size)
+    used = rng.random(size) < rng.uniform(0.02, 0.6, (size[0], 1))
+    return (used * rng.integers(1, 50, size)).astype(float)
 
 
 DRAWS: dict[str, Draw] = {
     "uniform": lambda rng, size: rng.integers(0, 10_000, size).astype(float),
     "zipf": _zipf,
     "lognormal": _lognormal,
-    "sparse": lambda rng, size: _sparse(rng, size).astype(float),
+    "sparse": _sparse,
     "ties": lambda rng, size: rng.integers(0, 4, size).astype(float),
 }
 
