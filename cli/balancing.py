@@ -105,17 +105,21 @@ def _moved_a_little(tables: list[Floats], wish: Wish) -> Answer:
         raise RefusedError(
             f"{wish.current}: {len(rows)} layers, the loads have {len(tables[0])} with experts"
         )
-    slots: list[Slots] = []
-    moved: list[int] = []
-    layouts = [replace(wish.layout, slots=len(row)) for row in rows]
-    for layer, (row, layout) in enumerate(zip(rows, layouts, strict=True)):
+    layers = len(rows)
+    slots: list[Slots] = [np.empty(0, dtype=np.int32)] * layers
+    moved = [0] * layers
+    for size in sorted({len(row) for row in rows}):
+        layout = replace(wish.layout, slots=size)
         check_layout(layout, tables[0].shape[1])
-        mine = [table[layer : layer + 1] for table in tables]
-        found = replan(row[None], mine, layout, wish.moved_share, wish.shares)
-        slots.append(found.plan.slot_LR[0])
-        changed = moved_copies(row[None], found.plan.slot_LR, layout, tables[0].shape[1])
-        moved.append(int(changed[0]))
-    return Answer(wish, tuple(layouts), tuple(slots), tuple(moved))
+        chosen = [layer for layer, row in enumerate(rows) if len(row) == size]
+        old = np.stack([rows[layer] for layer in chosen])
+        mine = [table[chosen] for table in tables]
+        found = replan(old, mine, layout, wish.moved_share, wish.shares).plan.slot_LR
+        changed = moved_copies(old, found, layout, tables[0].shape[1])
+        for at, layer in enumerate(chosen):
+            slots[layer], moved[layer] = found[at], int(changed[at])
+    layouts = tuple(replace(wish.layout, slots=len(row)) for row in rows)
+    return Answer(wish, layouts, tuple(slots), tuple(moved))
 
 
 def scores(loads: Floats, found: Answer) -> dict[str, float]:

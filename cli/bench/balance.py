@@ -109,6 +109,7 @@ def summed(results: Results, cases: list[str]) -> dict[str, float]:
         "refine_ms": max(column(results, "speed ", ": refined", "ms")),
         "replan_kept": min(column(results, f"replan {main} ", "", "kept")),
         "replan_kept_mean": _mean(column(results, f"replan {main} ", "", "kept")),
+        "replan_kept_64": min(column(results, f"replan {wide} ", "", "kept")),
         "replan_moved": max(column(results, f"replan {main} ", "", "moved")),
         "random_layers": int(sum(column(results, "random ", "", "layers"))),
         "layers_worse": int(sum(column(results, "random ", "", "worse"))),

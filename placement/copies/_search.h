@@ -170,6 +170,11 @@ static double priced(const Search *s, double gain, int32_t moves) {
     return gain / (moves > 0 ? moves : 0.5);
 }
 
+/* One load, equal shares, nothing else to weigh. */
+static int is_plain(const Search *s) {
+    return s->loads == 1 && !s->level && s->budget < 0 && s->local <= 0;
+}
+
 /* One load, nothing else to weigh: the swap after which the fuller of the two is the least full. */
 static void best_plain_swap(Search *s, int32_t g, Move *best) {
     int32_t per = s->per;
@@ -198,7 +203,7 @@ static void best_plain_swap(Search *s, int32_t g, Move *best) {
 
 static void best_swap(Search *s, int32_t g, int32_t k, Move *best) {
     int32_t K = s->loads, per = s->per;
-    if (K == 1 && s->budget < 0 && s->local <= 0) {
+    if (is_plain(s)) {
         best_plain_swap(s, g, best);
         return;
     }

@@ -31,7 +31,7 @@ SWEEPS = 4  # rounds of pouring before the first step
 class Effort:
     """How long to search: steps per layer. Without `pours`, for copies with equal shares."""
 
-    steps: int
+    steps: int  # 0: EPLB's answer, whatever the others say
     pours: int = 0  # further steps for copies that may carry unequal shares
     stuck: int = 8  # devices that nothing helps, before the end; -1: swaps only, at the first
     near: float = 1e-4  # a layer within this of its bound is done
@@ -66,9 +66,10 @@ def fast(layout: Layout) -> Effort:
 
 def thorough(layout: Layout, shares: str = "split") -> Effort:
     """Until nothing helps any more. `shares`: equal, or split (they may be unequal)."""
-    steps = 8 * layout.devices
-    stuck = max(8, layout.devices // 4)
-    return Effort(steps, steps if shares == "split" else 0, stuck)
+    if shares == "equal":
+        return Effort(8 * layout.devices, 0, max(8, layout.devices // 4))
+    # A start that is even with equal shares, and then most of the search with unequal ones.
+    return Effort(layout.devices, 16 * layout.devices, max(8, layout.devices // 3))
 
 
 def plan_layers(load_LE: ArrayLike, layout: Layout, effort: Effort | None = None) -> CopyPlan:

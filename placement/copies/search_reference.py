@@ -8,7 +8,8 @@ unequal shares, those of the devices concerned are poured anew after every chang
 
 What is weighed is a potential, the eighth power of the loads, summed over devices and loads: it
 sees the fullest devices under all loads at once, which is what makes a plan hold under each of
-them. For a single load the fuller of the two devices is weighed itself. Copies that are where they
+them. For a single load with equal
+shares the fuller of the two devices is weighed itself. Copies that are where they
 were before cost nothing, others count against a budget, and a gain is judged per copy moved. Work
 done away from an expert's home node has a price, not a prohibition.
 
@@ -187,7 +188,7 @@ class Search:
     def best_swap(self, g: int, k: int) -> Move:
         """The best swap of a copy on g with one elsewhere that makes g less full under load k."""
         here = {self.t.slots[i] for i in self.on(g)}
-        if self.K == 1 and self.t.budget < 0 and self.t.local <= 0:
+        if self._is_plain():
             return self._best_plain_swap(g, here)
         best = Move(LEAST_GAIN)
         for i in self.on(g):
@@ -234,6 +235,10 @@ class Search:
                     if not self.has_copy(self.t.slots[i], h):
                         best = Move(gain, i, j)
         return best
+
+    def _is_plain(self) -> bool:
+        t = self.t
+        return self.K == 1 and not t.pours and t.budget < 0 and t.local <= 0
 
     def best_take(self, g: int, k: int, best: Move) -> Move:
         """The best new copy, on one of the emptiest devices, of an expert of g."""

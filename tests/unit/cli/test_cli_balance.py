@@ -58,7 +58,7 @@ def test_a_plan_is_written_and_moved_on_from(files: list[Path], tmp_path: Path) 
     for row in plan["scores"].values():
         assert row["equal"] <= row["split"] + 1e-9 <= row["bound"] + 2e-9
     moved = run("balance", files[2], *sizes, "--current", out, "--move", "5%")
-    assert all(0 <= layer["moved"] <= 4 for layer in moved["layers"])
+    assert 0 < sum(layer["moved"] for layer in moved["layers"]) <= 0.05 * 3 * 96
     assert moved["scores"]["three"]["split"] >= plan["scores_on"]["three"]["split"]
 
 
