@@ -175,7 +175,7 @@ def locality_rows(case: Case, name: str, loads: Floats) -> Results:
         return {}
     walls = plan.plan_layers(loads, layout, plan.quick())
     rows = {f"locality {case.name} {name}: eplb hierarchical": _away(loads, walls, walls, layout)}
-    for price in (0.0, 0.02, 0.2):
+    for price in (0.0, 0.02, 0.2, 1.0, 10.0):
         found = plan.plan_mixture([loads], layout, None, price)
         rows[f"locality {case.name} {name}: ours, price {price:g}"] = _away(
             loads, found, walls, layout

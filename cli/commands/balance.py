@@ -24,7 +24,8 @@ def balance(
         str, typer.Option(help="split: the engine splits tokens; equal: it does not.")
     ] = "split",
     local: Annotated[
-        float, typer.Option(min=0.0, help="Price of work off an expert's node; 0.02 is mild.")
+        float,
+        typer.Option(min=0.0, help="Price of work off an expert's node: 0.02 is mild, 10 dear."),
     ] = 0.0,
     current: Annotated[
         Path | None, typer.Option(help="The placement that is there: few copies move.")
