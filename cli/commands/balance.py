@@ -39,7 +39,7 @@ def balance(
 ) -> None:
     """Plan how many copies every expert has, on which devices, and who moves.
 
-    Files are summed loads [layers, experts] as SGLang's recorder writes them. Nothing is touched:
+    Files are summed loads (layers x experts) as SGLang's recorder writes them. Nothing is touched:
     the plan is printed, or written with --out, with the share of tokens that each copy takes.
 
     \b
