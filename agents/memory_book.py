@@ -22,10 +22,12 @@ CLIENT_NAME = "agent"
 
 @dataclass(frozen=True, slots=True)
 class PageTable:
-    """One device's pages: runs (first, count) by owner, free ones under "", and its layouts."""
+    """One device's pages: runs (first, count) by owner, free ones under "", and its layouts.
 
-    page_bytes: int
-    reserved: int
+    `usage` is the HMM's own word about the device as a whole.
+    """
+
+    usage: dict[str, Any]
     owners: dict[str, list[tuple[int, int]]]
     layouts: dict[str, dict[str, Any]]
 
@@ -63,8 +65,7 @@ class MemoryBook:
             layouts = {name: client.get_layout(name) or {} for name in client.layouts()}
             return {
                 str(used["device"]): PageTable(
-                    page_bytes=int(used["page_bytes"]),
-                    reserved=int(used["reserved"]),
+                    usage=used,
                     owners=client.owners(str(used["device"])),
                     layouts={
                         name: plain
@@ -97,6 +98,7 @@ class MemoryBook:
                 count += len(pages)
             for name in names:
                 client.drop_layout(name)
+            client.set_claims(device, {}, model)
             return count
 
         return await self._call(free)

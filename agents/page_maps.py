@@ -10,6 +10,7 @@ from typing import Any
 
 from ..core.errors import MoectlError
 from ..core.records import Keys
+from ..memory.arbiter import party_of
 from ..memory.page_map import PageSpan, page_spans
 from .memory_book import MemoryBook
 from .publish import Publisher
@@ -38,20 +39,34 @@ class PageMaps:
         try:
             for device, told in (await memory.page_tables()).items():
                 spans = page_spans(told.owners, told.layouts, requests.get(device, {}))
-                self._put(device, told.page_bytes, told.reserved, spans)
+                self._put(device, told.usage, spans)
         except MoectlError as error:
             log.warning("no page map: %s", error.message)
 
-    def _put(self, device: str, page_bytes: int, reserved: int, spans: list[PageSpan]) -> None:
+    def _put(self, device: str, usage: dict[str, Any], spans: list[PageSpan]) -> None:
         record = {
             "node": self._node,
             "device": device,
-            "page_bytes": page_bytes,
-            "reserved": reserved,
+            **{key: usage[key] for key in ("page_bytes", "total", "free", "reserved")},
+            "touched": usage.get("touched", -1),
+            "pretouch": usage.get("pretouch", ""),
+            "claims": budget_rows(usage),
             "spans": [[span.first, span.count, span.owner, span.what] for span in spans],
         }
         key = self._keys.page_map(self._node, device)
         self._publisher.put(key, json.dumps(record, separators=(",", ":")))
+
+
+def budget_rows(usage: dict[str, Any]) -> list[list[Any]]:
+    """[party, guarantee in pages, weight, pages in use] of every party of a device, by name."""
+    used: dict[str, int] = {}
+    for owner, pages in usage["used"].items():
+        used[party_of(str(owner))] = used.get(party_of(str(owner)), 0) + int(pages)
+    claims = usage.get("claims", {})
+    return [
+        [party, *claims.get(party, (0, 0.0)), used.get(party, 0)]
+        for party in sorted({*claims, *used})
+    ]
 
 
 async def _requests(workers: Workers) -> dict[str, dict[str, list[int]]]:

@@ -20,6 +20,7 @@ from .planning import ATTEMPT_MARK, base_operation, declared_devices, spec_of
 TRANSITIONS_SHOWN = 20
 EVENTS_SHOWN = 50
 ACCEPTED = "accepted"  # shown as the phase of an intent that the loop has not begun yet
+ANOTHER_TENANT = "another tenant"  # who holds what the viewer may not know more about
 
 
 def fleet(snapshot: Snapshot, cluster: str, now: float, limits: Limits) -> dict[str, Any]:
@@ -39,13 +40,18 @@ def fleet(snapshot: Snapshot, cluster: str, now: float, limits: Limits) -> dict[
 
 
 def pages(told: dict[str, Any], snapshot: Snapshot) -> dict[str, Any]:
-    """A device's page map; spans of models that are not in the snapshot say nothing more."""
+    """A device's page map; of models that are not in the snapshot it says only that they hold."""
     seen = {"", *snapshot.models()}
     spans = [
-        span if str(span[2]).partition("/")[0] in seen else [*span[:2], "another tenant", "in use"]
+        span if str(span[2]).partition("/")[0] in seen else [*span[:2], ANOTHER_TENANT, "in use"]
         for span in told["spans"]
     ]
-    return {**told, "spans": spans}
+    claims = [row for row in told.get("claims", []) if str(row[0]).partition("/")[0] in seen]
+    others = [row for row in told.get("claims", []) if row not in claims]
+    if others:
+        sums = (sum(row[at] for row in others) for at in (1, 2, 3))
+        claims.append([ANOTHER_TENANT, *sums])
+    return {**told, "spans": spans, "claims": claims}
 
 
 def nodes(snapshot: Snapshot) -> list[dict[str, Any]]:

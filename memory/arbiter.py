@@ -7,6 +7,7 @@ all want more than there is.
 
     admit         may this party have so many pages now? if not: who is above its share, by how much
     fair_shares   how many pages would each get, if all were to ask for what they want at once
+    room          by how many pages may a party grow, when it only takes what would be left over?
 
 Pure: numbers in, numbers out. It never frees anything: it says who could, and they decide.
 """
@@ -23,6 +24,9 @@ class Claim:
 
     guarantee: int = 0
     weight: float = 1.0
+
+
+_NONE = Claim(0, 0.0)  # of a party that claimed nothing: it wants no more than it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def admit(
     available = max(0, free - sum(held_back.values()))
     if pages <= available:
         return Verdict(True, available, held_back)
-    wants = {**used, party: used.get(party, 0) + pages}
+    wants = _least_wants(used, claims) | {party: used.get(party, 0) + pages}
     shares = fair_shares(free + sum(used.values()), wants, claims)
     above = {who: held - shares[who] for who, held in used.items() if held > shares[who]}
     order = sorted(above, key=lambda who: (-above[who] / max(_weight(claims, who), 1e-9), who))
@@ -108,6 +112,29 @@ def fair_shares(
                 given[who] += 1
                 left -= 1
     return given
+
+
+def room(party: str, free: int, used: Mapping[str, int], claims: Mapping[str, Claim]) -> int:
+    """Pages by which a party may grow into `free` without taking more than its share of the rest.
+
+    Parties with a weight that hold pages are taken to want all there is; the others want what is
+    guaranteed to them, or what they hold if that is more. So one model's KV takes everything that
+    is over, and two share it by their weights.
+    """
+    whole = free + sum(used.values())
+    wants = _least_wants(used, claims)
+    wants |= {who: whole for who, held in used.items() if held and claims.get(who, _NONE).weight}
+    wants[party] = whole
+    share = fair_shares(whole, wants, claims)[party]
+    held_back = admit(party, 0, free, used, claims).available
+    return max(0, min(held_back, share - used.get(party, 0)))
+
+
+def _least_wants(used: Mapping[str, int], claims: Mapping[str, Claim]) -> dict[str, int]:
+    """What each party holds, or may come for at any moment."""
+    return {
+        who: max(used.get(who, 0), claims.get(who, Claim()).guarantee) for who in {*used, *claims}
+    }
 
 
 def _weight(claims: Mapping[str, Claim], who: str) -> float:

@@ -13,8 +13,9 @@ import torch
 from ...core.errors import CheckpointError, MemoryPoolError, WorkerError
 from ...core.plan import DeviceId
 from ...memory.hmm.client import HmmClient
-from ...memory.layout import ExpertShape, SharedLayout
+from ...memory.layout import ExpertLayout, ExpertShape, SharedLayout
 from ..launch.orders import WorkerLaunch
+from .budget import Claims, Needs, claims_of
 from .model import ModelShape, model_shape, shared_tensor_specs
 from .release import owner_label
 from .schedule import Limits
@@ -129,6 +130,12 @@ class WorkerContext:
         return torch.Size(self.shape.kv_block_shape(self.limits.block_tokens)).numel() * (
             self.dtype.itemsize
         )
+
+    def claims(self, page_bytes: int, slots: int) -> Claims:
+        """What this model may count on at this device, with `slots` experts here."""
+        each = ExpertLayout(self.expert_shape, page_bytes).pages_per_slot
+        needs = Needs(self.shared_layout().bytes, self.kv_bytes, slots, each)
+        return claims_of(self.launch.model, needs, page_bytes)
 
     def check_layout(self, layout: SharedLayout) -> None:
         """Raise CheckpointError unless a stored layout is of this model."""

@@ -35,10 +35,14 @@ class KvRoom:
         self._lock = threading.Lock()  # one change at a time
 
     def grow(self, hmm: HmmClient, pages: int) -> int:
-        """Take up to `pages` free pages as KV; returns how many blocks were gained."""
+        """Take up to `pages` free pages as KV; returns how many blocks were gained.
+
+        Never more than KV's share: what others are guaranteed stays free for them.
+        """
         with self._lock:
             old, device = self._attachment.kv, self._context.launch.device
-            count = min(pages, self._room(old))
+            share = hmm.room(device, self._context.owner("kv"))
+            count = min(pages, self._room(old), share)
             if count <= 0:
                 return 0
             reservation = hmm.reserve(device, count, self._context.owner("kv"))

@@ -243,6 +243,7 @@ class Lifecycle:
             if has_left:
                 return release_device(hmm, launch.model, launch.device)
             freed = retire_experts(hmm, launch.model, launch.device, live.record.new.epoch)
+            self._claim(hmm, live)
             self._grow_kv(hmm, freed)
             return freed
 
@@ -257,6 +258,14 @@ class Lifecycle:
     def _expect_nothing(self) -> None:
         self._moving.end()
         self._loop.coming = None
+
+    def _claim(self, hmm: HmmClient, live: Preparation) -> None:
+        """Count on what the placement in force needs, and no more on what its change needed."""
+        if live.rank is None:
+            return
+        launch, slots = self._context.launch, sum(1 for _ in live.record.new.experts_on(live.rank))
+        claims = self._context.claims(hmm.device(launch.device).page_bytes, slots)
+        hmm.set_claims(launch.device, claims, launch.model)
 
     def _grow_kv(self, hmm: HmmClient, pages: int) -> None:
         """Pages that experts gave up become KV; serving goes on as well without."""

@@ -131,6 +131,7 @@ class Preparation:
             self.shadow.reservation.commit(layouts)
         else:
             self.hmm.put_layout(name, layouts[name])
+        self.hmm.keep_claims(launch.device)
 
     def forget_meeting(self) -> None:
         """All ranks have met: nothing but the descriptors is needed any more."""
@@ -255,11 +256,21 @@ class Preparation:
         if self.rank is None:
             return
         assert self.hmm is not None and self._sources is not None
+        old = self._sources.experts_on(self.context.device)
+        self._claim(old)
         if not self._is_attached:
             self.attachment = Attachment(self.context, self.hmm)
-        old = self._sources.experts_on(self.context.device)
         self._make_room(old)
         self.shadow = Shadow(self.context, self.hmm, self.record.new, self.rank, old)
+
+    def _claim(self, old: ExpertLayout | None) -> None:
+        """Count on what the transition needs at its peak: old experts stay until RETIRE."""
+        assert self.hmm is not None and self.rank is not None
+        coming = respread(old, self.record.new.experts_on(self.rank)).missing
+        slots = len(coming) + (len(old.slots) if old is not None else 0)
+        device = self.context.launch.device
+        claims = self.context.claims(self.hmm.device(device).page_bytes, slots)
+        self.hmm.ask_claims(device, claims)
 
     def _make_room(self, old: ExpertLayout | None) -> None:
         """KV that grew into expert pages gives back as many as experts now come."""

@@ -46,6 +46,7 @@ def release_device(hmm: HmmClient, model: str, device: str) -> int:
         for name in names:
             hmm.drop_layout(name)
         freed += len(pages)
+    hmm.set_claims(device, {}, model)
     return freed
 
 

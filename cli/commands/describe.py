@@ -58,9 +58,35 @@ def _print_table(told: dict[str, Any]) -> None:
         pages = str(first) if count == 1 else f"{first}-{last}"
         table.add_row(pages, format_bytes(count * page), owner or "-", what)
     console = Console()
-    console.print(
-        f"{told['node']}/{told['device']}: pages of {format_bytes(page)}, "
-        f"{told['reserved']} reserved",
-        highlight=False,
-    )
+    console.print(_headline(told, page), highlight=False)
+    if told.get("claims"):
+        console.print(_budget(told, page), "")
     console.print(table)
+
+
+def _headline(told: dict[str, Any], page: int) -> str:
+    from ...core.units import format_bytes
+
+    words = [f"{told['node']}/{told['device']}: pages of {format_bytes(page)}"]
+    if "total" in told:
+        words.append(f"{told['free']} of {told['total']} free")
+    words.append(f"{told['reserved']} reserved")
+    if told.get("touched", -1) >= 0:
+        words.append(f"{told['touched']} touched (ahead: {told['pretouch']})")
+    return ", ".join(words)
+
+
+def _budget(told: dict[str, Any], page: int) -> Any:
+    """Who may count on how much of the device, and who holds more than that."""
+    from rich.table import Table
+
+    from ...core.units import format_bytes
+
+    table = Table("BUDGET", box=None, pad_edge=False)
+    for heading in ("GUARANTEED", "WEIGHT", "HOLDS", "ABOVE"):
+        table.add_column(heading, justify="right")
+    for party, guarantee, weight, used in told["claims"]:
+        sizes = [format_bytes(int(pages) * page) for pages in (guarantee, used)]
+        above = format_bytes((used - guarantee) * page) if used > guarantee else "-"
+        table.add_row(party, sizes[0], f"{weight:g}", sizes[1], above)
+    return table

@@ -122,10 +122,30 @@ class HmmClient:
         request |= {"drop_layouts": list(drop_layouts), "layouts": dict(layouts or {})}
         return int(self.call(request)["freed"])
 
-    def set_claims(self, device: str, claims: Mapping[str, tuple[int, float]]) -> None:
-        """Share a device out: party ("chat/kv") -> (guarantee in pages, weight). Replaces all."""
-        plain = {party: list(claim) for party, claim in claims.items()}
-        self.call({"op": "claims", "device": device, "claims": plain})
+    def set_claims(
+        self, device: str, claims: Mapping[str, tuple[int, float]], model: str = ""
+    ) -> None:
+        """Share a device out: party ("chat/kv") -> (guarantee in pages, weight).
+
+        Replaces all claims, or those of one model.
+        """
+        request = {"op": "claims", "device": device, "claims": dict(claims)}
+        self.call({**request, "model": model} if model else request)
+
+    def ask_claims(self, device: str, claims: Mapping[str, tuple[int, float]]) -> None:
+        """Count these claims while this connection lasts, beside those that are kept.
+
+        Raises PoolExhaustedError when the guarantees do not fit beside those of others.
+        """
+        self.call({"op": "ask", "device": device, "claims": dict(claims)})
+
+    def keep_claims(self, device: str) -> None:
+        """What this connection asked for is kept for good, in place of the model's before."""
+        self.call({"op": "keep_claims", "device": device})
+
+    def room(self, device: str, owner: str) -> int:
+        """Pages by which an owner's party may grow without taking more than its share."""
+        return int(self.call({"op": "room", "device": device, "owner": owner})["pages"])
 
     def rename_owner(self, device: str, pages: Sequence[int], old: str, new: str) -> None:
         """Hand pages from one owner to another."""
@@ -226,8 +246,8 @@ class HmmClient:
     def usage(self) -> list[dict[str, Any]]:
         """Per device: device, page_bytes, page_kind, total, free, reserved, used {owner: pages}.
 
-        And touched (pages with memory behind them), pretouch (what goes on), pretouch_limit,
-        touched_ahead_bytes.
+        And claims {party: [guarantee, weight]}, touched (pages with memory behind them), pretouch
+        (what goes on), pretouch_limit, touched_ahead_bytes.
         """
         return list(self.call({"op": "usage"})["usage"])
 

@@ -119,6 +119,7 @@ class Connection:
             "process": [process.pid, process.start_ticks],
             "reservations": sorted(self.session.reservations),
             "maps": self.session.maps,
+            "asked": self._table.asked_by(self.session),
             "unread": self._reader.rest().hex(),
             "unsent": unsent.hex(),
         }

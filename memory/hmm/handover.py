@@ -28,6 +28,7 @@ from .channels import Channel
 from .connection import Connection
 from .listener import Place
 from .recovery import replay
+from .requests import claims_of
 from .table import Session, Table
 
 STEP_S = 1.0  # each message of the exchange; it takes milliseconds, and nobody else is served
@@ -135,6 +136,9 @@ def _connection(table: Table, fd: int, told: dict[str, Any]) -> Connection:
     for number in told["reservations"]:
         if table.state.resume(int(number), session.process):
             session.reservations.add(int(number))
+    for name, asked in told.get("asked", {}).items():
+        claims = claims_of({"claims": asked}, "claims")
+        table.state.device(str(name)).asked[session.key] = claims
     connection = Connection(socket.socket(fileno=fd), table, session)
     connection.pending = bytes.fromhex(told["unread"]), bytes.fromhex(told["unsent"])
     return connection

@@ -1,7 +1,7 @@
-"""What are the things that the HMM holds, and may this owner have so many pages of one?
+"""What are the things that the HMM holds?
 
-Plain data and the one rule about it; how it changes is `state.py`'s business. Standard library
-only.
+Plain data; how it changes is `state.py`'s business, who may have how much `budget.py`'s. Standard
+library only.
 """
 
 import os
@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import PoolExhaustedError
 from ...core.paths import ProcessId
-from ..arbiter import Claim, admit, party_of
+from ..arbiter import Claim
 from ..backend import DeviceHandle
 from ..pool import PagePool, Reservation
 
@@ -33,7 +32,8 @@ class Device:
 
     handle: DeviceHandle
     pool: PagePool
-    claims: dict[str, Claim] = field(default_factory=dict)
+    claims: dict[str, Claim] = field(default_factory=dict)  # kept until they are replaced
+    asked: dict[int, dict[str, Claim]] = field(default_factory=dict)  # by connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +43,6 @@ class Promise:
     device: str
     reservation: Reservation
     process: ProcessId
-
-
-def check_share(device: Device, pages: int, owner: str) -> None:
-    """Raise PoolExhaustedError when `pages` would eat into what is guaranteed to others."""
-    if not device.claims:
-        return
-    used: dict[str, int] = {}
-    for holder, count in device.pool.holders().items():
-        party = party_of(holder)
-        used[party] = used.get(party, 0) + count
-    verdict = admit(party_of(owner), pages, device.pool.free_count, used, device.claims)
-    if verdict.admitted:
-        return
-    told = device.pool.holders()
-    told |= {f"guaranteed to {who}": count for who, count in verdict.held_back.items()}
-    told |= {f"{who} above its share": count for who, count in verdict.reclaim.items()}
-    raise PoolExhaustedError(device.handle.device_id, pages, verdict.available, told)
 
 
 def facts_of(handle: DeviceHandle) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from ..backend import DeviceHandle, PageOwner
 from ..host import is_sealed
 from ..layout import device_of_layout
 from ..pool import PagePool, Reservation
-from .holdings import Device, DeviceSpec, Promise, boot_id, check_share, facts_of
+from . import budget
+from .holdings import Device, DeviceSpec, Promise, boot_id, facts_of
 from .journal import Effect, Journal, NoJournal, read_journal
 from .layouts import Layouts
 from .recovery import (
@@ -189,7 +190,7 @@ class NodeState:
     ) -> tuple[int, Reservation]:
         """Promise pages; returns the reservation's number, which outlives this process."""
         device = self.device(device_id)
-        check_share(device, pages, owner)
+        budget.check_share(device, pages, owner)
         reservation = device.pool.reserve(pages, owner, share)
         number = self._next_number
         entry = PastReservation(device_id, owner, reservation.pages, share, process)
@@ -259,11 +260,26 @@ class NodeState:
         self._journal.append([["drop", name]])
         return self.layouts.drop(name)
 
-    def set_claims(self, device_id: str, claims: dict[str, Claim]) -> None:
-        """Share a device's pages out by these claims from now on."""
+    def set_claims(self, device_id: str, claims: dict[str, Claim], model: str = "") -> None:
+        """Share a device's pages out by these claims from now on: all of them, or one model's."""
         device = self.device(device_id)
+        kept = budget.without(device.claims, {model}) if model else {}
+        self._keep_claims(device, kept | claims)
+
+    def keep_claims(self, device_id: str, connection: int) -> None:
+        """What a connection asked for stays when it ends."""
+        device = self.device(device_id)
+        self._keep_claims(device, budget.kept(device, connection))
+        del device.asked[connection]
+
+    def drop_asked(self, connection: int) -> None:
+        """A connection is gone, and what it asked for with it."""
+        for device in self.devices.values():
+            device.asked.pop(connection, None)
+
+    def _keep_claims(self, device: Device, claims: dict[str, Claim]) -> None:
         check_claims(claims, device.pool.total)
-        self._journal.append([claims_effect(device_id, claims)])
+        self._journal.append([claims_effect(device.handle.device_id, claims)])
         device.claims = claims
 
     # Looking.

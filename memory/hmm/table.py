@@ -20,6 +20,7 @@ from pathlib import Path
 from ...core.errors import MappingError, ProtocolError
 from ...core.paths import ProcessId
 from ..backend import PageOwner, PageRun
+from . import budget
 from .channels import Channels
 from .holdings import Device, DeviceSpec
 from .pretouch import ALL, Pretouch
@@ -51,6 +52,11 @@ class Session:
     maps: bool = False  # has the right to map pages of a device
     takes_over: bool = False  # asked for everything: a successor
     fds: list[int] = field(default_factory=list)  # descriptors received with the running request
+
+    @property
+    def key(self) -> int:
+        """What it is known by while it lives."""
+        return id(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,9 @@ class Table:
             "trim": self._trim,
             "pretouch": self._pretouch,
             "claims": self._claims,
+            "ask": self._ask,
+            "keep_claims": self._keep_claims,
+            "room": self._room,
             "put_layout": self._put_layout,
             "get_layout": self._get_layout,
             "drop_layout": self._drop_layout,
@@ -123,7 +132,16 @@ class Table:
         """A connection is gone: forfeit its reservations; returns the pages that came back."""
         pages = sum(self.state.forfeit(n) for n in sorted(session.reservations))
         session.reservations.clear()
+        self.state.drop_asked(session.key)
         return pages
+
+    def asked_by(self, session: Session) -> dict[str, dict[str, list[float]]]:
+        """device -> party -> [guarantee, weight] that a connection asks for: for a successor."""
+        return {
+            name: {who: [each.guarantee, each.weight] for who, each in asked.items()}
+            for name, device in self.state.devices.items()
+            if (asked := device.asked.get(session.key))
+        }
 
     def check(self) -> None:
         """Raise InvariantError unless every page of every device is in exactly one state."""
@@ -223,8 +241,21 @@ class Table:
 
     def _claims(self, session: Session, request: Message) -> Answer:
         handle = self._of(request).handle
-        self.state.set_claims(handle.device_id, claims_of(request, "claims"))
+        model = text_of(request, "model") if "model" in request else ""
+        self.state.set_claims(handle.device_id, claims_of(request, "claims"), model)
         return Answer({})
+
+    def _ask(self, session: Session, request: Message) -> Answer:
+        """Claims that count while this connection lasts, or until they are kept."""
+        budget.ask(self._of(request), session.key, claims_of(request, "claims"))
+        return Answer({})
+
+    def _keep_claims(self, session: Session, request: Message) -> Answer:
+        self.state.keep_claims(self._of(request).handle.device_id, session.key)
+        return Answer({})
+
+    def _room(self, session: Session, request: Message) -> Answer:
+        return Answer({"pages": budget.room_for(self._of(request), text_of(request, "owner"))})
 
     def _put_layout(self, session: Session, request: Message) -> Answer:
         self.state.put_layouts(layouts_of(request, "layouts"))
@@ -297,6 +328,7 @@ class Table:
                 "reserved": device.pool.reserved_count,
                 "shared": device.pool.shared_count,
                 "used": device.pool.used_by_owner(),
+                "claims": budget.told(device),
                 **self.pretouch.told(name),
             }
             for name, device in sorted(self.state.devices.items())

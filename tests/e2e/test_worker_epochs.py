@@ -177,6 +177,55 @@ def test_a_forfeit_gives_everything_back_and_the_old_epoch_serves_on(fleet, expe
     finish(fleet, [fleet.start_stream(prompt(50, 20), 20, DEVICES[2])], expected)
 
 
+def budget(fleet, device):
+    """Pages in use and claims of one device, by party."""
+    with fleet.hmm(device.node) as hmm:
+        (told,) = [each for each in hmm.usage() if each["device"] == device.device]
+    return told["used"], told["claims"]
+
+
+def test_kv_that_made_room_for_experts_has_it_back_after_a_forfeit(fleet, expected):
+    create(fleet, 2)
+    new, steps = spread(fleet.placement, DEVICES[:4], 2)
+    fleet.retire(fleet.change(TransitionKind.SCALE, new, steps)[0])
+    survivors = DEVICES[:2]
+    before = {device: budget(fleet, device) for device in survivors}
+    for used, claims in before.values():
+        assert used["tiny/kv"] > claims["tiny/kv"][0] == 32  # grown above what is guaranteed
+        assert used["tiny/experts"] == claims["tiny/experts"][0]
+    new, steps = spread(fleet.placement, survivors, 3)
+    record = fleet.record(TransitionKind.SCALE, new, steps)
+    members = fleet.prepare(record)
+    for device in members:
+        assert fleet.workers[device].event("prepared")["ok"]
+    for rank, device in enumerate(survivors):
+        coming = sum(s.target == device and s.part is Part.EXPERT for s in steps)
+        used, claims = budget(fleet, device)
+        assert used["tiny/kv"] == before[device][0]["tiny/kv"] - coming * PAGES_PER_EXPERT
+        assert claims["tiny/experts"][0] == len(list(new.experts_on(rank))) * PAGES_PER_EXPERT
+    for device in members:
+        fleet.workers[device].call("forfeit", operation_id=record.operation_id)
+        assert fleet.workers[device].event("forfeited")["ok"]
+    assert {device: budget(fleet, device) for device in survivors} == before
+    finish(fleet, [fleet.start_stream(prompt(70, 20), 20, DEVICES[1])], expected)
+
+
+def test_a_model_for_which_there_is_no_room_is_refused_by_name_and_leaves_nothing(fleet):
+    with fleet.hmm(DEVICES[0].node) as other:
+        others = other.reserve(DEVICES[0].device, 240, "code/kv")
+        others.commit()
+        new, steps = spread(None, DEVICES[:1], 1)
+        record = fleet.record(TransitionKind.CREATE, new, steps)
+        fleet.prepare(record)
+        answer = fleet.workers[DEVICES[0]].event("prepared")
+        assert not answer["ok"]
+        # 9 of shared weights, 40 of experts and 32 of KV, said at once and before any is taken
+        assert "d0: 81 pages needed, 16 free; held by: code/kv 240" in answer["error"]
+        assert budget(fleet, DEVICES[0]) == ({"code/kv": 240}, {})
+        other.check()
+        other.free(DEVICES[0].device, others.pages, "code/kv")
+
+
 def test_a_forfeit_ends_a_preparation_whose_peers_never_come(fleet, expected):
     create(fleet, 1)
     new, steps = spread(fleet.placement, (DEVICES[0], DEVICES[2]), 2)
