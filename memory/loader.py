@@ -200,6 +200,21 @@ def read_expert_into(
     reader.read_tensor_into(down_name, down)
 
 
+def expert_span(reader: CheckpointReader, layer: int, expert: int) -> tuple[Path, int, int]:
+    """(file, begin, bytes) of one expert: where its first matrix stands, bytes of all of them.
+
+    Biases are not counted. Raises CheckpointError when a tensor is missing.
+    """
+    fused = [FUSED.format(layer=layer, part=part) for part in FUSED_PARTS[:2]]
+    if reader.has(fused[0]):
+        parts = [reader.entry(name) for name in fused]
+        begin = parts[0].begin + expert * (parts[0].end - parts[0].begin) // parts[0].shape[0]
+        sizes = [(part.end - part.begin) // part.shape[0] for part in parts]
+        return parts[0].file, begin, sum(sizes)
+    entries = [reader.entry(name) for name in _expert_names(reader, layer, expert)]
+    return entries[0].file, entries[0].begin, sum(each.end - each.begin for each in entries)
+
+
 def _read_fused(
     reader: CheckpointReader,
     key: tuple[int, int],

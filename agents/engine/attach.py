@@ -5,12 +5,13 @@ their names, and its replacement maps them without copying a byte. Only where no
 pages reserved and filled. Reservations are committed at COMMIT with the layouts that name them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from ...core.errors import WorkerError
+from ...core.records import TransitionRecord
 from ...memory.hmm.client import HmmClient, Reservation
 from ...memory.layout import KvLayout, SharedLayout, kv_name, shared_name
 from ...memory.tensors import shared_tensors, tensor_at
@@ -20,6 +21,7 @@ from .engine import Engine
 from .gently import Piece
 from .grammar import Grammars
 from .kv import KvPool
+from .loading import SharedLoad, loading_peers
 from .model import ForwardPass, bind_shared
 from .sources import Sources, bytes_at, touch
 
@@ -65,6 +67,20 @@ class Attachment:
             yield lambda name=name: sources.load_shared_tensor(  # type: ignore[misc]
                 name, self.shared, target
             )
+
+    def shared_load(
+        self, record: TransitionRecord, should_stop: Callable[[], bool]
+    ) -> SharedLoad | None:
+        """The loading of the shared weights with the other ranks of this node; None when held."""
+        device = self._context.device
+        if device not in loading_peers(record, device.node):
+            return None
+        window = self._filling_window()
+        load = SharedLoad(self._hmm, record, device, self.shared, window, should_stop)
+        if self.is_shared_new:
+            return load
+        load.tell()  # the peers may have everything from here
+        return None
 
     def incoming(self) -> torch.Tensor | None:
         """Where shared weights from another node belong; None when they are here already."""

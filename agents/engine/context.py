@@ -5,6 +5,7 @@ Plain data; opens nothing but HMM connections when asked to.
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from ...core.errors import CheckpointError, MemoryPoolError, WorkerError
 from ...core.plan import DeviceId
 from ...memory.hmm.client import HmmClient
-from ...memory.layout import ExpertLayout, ExpertShape, SharedLayout
+from ...memory.layout import ExpertKey, ExpertLayout, ExpertShape, SharedLayout, respread
 from ..launch.orders import WorkerLaunch
 from .budget import Claims, Needs, claims_of
 from .model import ModelShape, model_shape, shared_tensor_specs
@@ -136,6 +137,17 @@ class WorkerContext:
         each = ExpertLayout(self.expert_shape, page_bytes).pages_per_slot
         needs = Needs(self.shared_layout().bytes, self.kv_bytes, slots, each)
         return claims_of(self.launch.model, needs, page_bytes)
+
+    def ask_claims(
+        self, hmm: HmmClient, old: ExpertLayout | None, wanted: Iterable[ExpertKey]
+    ) -> None:
+        """Count on what a transition needs here at its peak: old experts stay until RETIRE.
+
+        Raises PoolExhaustedError, which names the holders, when there is no room for that.
+        """
+        slots = len(respread(old, wanted).missing) + (len(old.slots) if old is not None else 0)
+        device = self.launch.device
+        hmm.ask_claims(device, self.claims(hmm.device(device).page_bytes, slots))
 
     def check_layout(self, layout: SharedLayout) -> None:
         """Raise CheckpointError unless a stored layout is of this model."""

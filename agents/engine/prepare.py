@@ -31,10 +31,12 @@ from .comm.base import Exchange
 from .comm.gloo import abandon_meeting
 from .comm.group import GroupPlan, form
 from .context import WorkerContext
+from .creation import load_new
 from .dispatch import DistributedMoe, exchange_bytes_max
 from .engine import Engine
 from .gently import ESCALATE_S, Piece, Work, run_gently
 from .kv_room import KvRoom
+from .loading import loading_name
 from .shadow import Shadow
 from .sources import Sources
 from .transfer import Transfer
@@ -90,6 +92,7 @@ class Preparation:
         self._quiet = threading.Event()  # set while nothing of `run` is going on
         self._quiet.set()
         self._is_closed = False
+        self._loaded_bytes = 0  # read from the checkpoint
 
     @property
     def is_cancelled(self) -> bool:
@@ -139,6 +142,10 @@ class Preparation:
             self._transfer.close()
         if self.hmm is not None and self._group is not None:
             self.hmm.drop_channel(self._group.channel_name)
+            launch = self.context.launch
+            self.hmm.drop_layout(
+                loading_name(launch.model, launch.device, self.record.operation_id)
+            )
 
     def forfeit(self) -> None:
         """Give everything back; idempotent. Waits for a running `run` to end."""
@@ -257,20 +264,11 @@ class Preparation:
             return
         assert self.hmm is not None and self._sources is not None
         old = self._sources.experts_on(self.context.device)
-        self._claim(old)
+        self.context.ask_claims(self.hmm, old, self.record.new.experts_on(self.rank))
         if not self._is_attached:
             self.attachment = Attachment(self.context, self.hmm)
         self._make_room(old)
         self.shadow = Shadow(self.context, self.hmm, self.record.new, self.rank, old)
-
-    def _claim(self, old: ExpertLayout | None) -> None:
-        """Count on what the transition needs at its peak: old experts stay until RETIRE."""
-        assert self.hmm is not None and self.rank is not None
-        coming = respread(old, self.record.new.experts_on(self.rank)).missing
-        slots = len(coming) + (len(old.slots) if old is not None else 0)
-        device = self.context.launch.device
-        claims = self.context.claims(self.hmm.device(device).page_bytes, slots)
-        self.hmm.ask_claims(device, claims)
 
     def _make_room(self, old: ExpertLayout | None) -> None:
         """KV that grew into expert pages gives back as many as experts now come."""
@@ -284,6 +282,7 @@ class Preparation:
 
     def _pieces(self, transfer: "Future[Transfer | None]") -> Iterator[Piece]:
         assert self._sources is not None
+        yield self._load
         if self.attachment is not None:
             yield from self.attachment.fill_pieces(self._sources)
         if self.shadow is not None:
@@ -295,6 +294,12 @@ class Preparation:
         if self.shadow is not None:
             self.shadow.end_filling()
             yield from self.shadow.map_pieces()
+
+    def _load(self) -> None:
+        assert self._sources is not None
+        parts = self.attachment, self.shadow
+        read = load_new(parts, self._sources, self.record, lambda: self.is_cancelled)
+        self._loaded_bytes = read
 
     def _transfer_pieces(self, transfer: "Future[Transfer | None]") -> Iterator[Piece]:
         if self.context.device not in transfers.members(self.record.steps):
@@ -367,6 +372,7 @@ class Preparation:
             "prepare_s": time.monotonic() - started,
             "copy_s": copied - started,
             "bytes_copied": float(missing * one),
+            "bytes_read": float(self._loaded_bytes),
             "shared_bytes": float(shared.shared.bytes if shared and shared.is_shared_new else 0),
             "bytes_sent": float(self._transfer.bytes_sent if self._transfer else 0),
             "steps_cross_node": float(len(incoming)),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from ...core.plan import Placement
+from ...memory.bulk import ExpertLoad
 from ...memory.hmm.client import HmmClient, Reservation
 from ...memory.layout import ExpertLayout, respread
 from ...memory.tensors import strided_at
@@ -73,6 +74,16 @@ class Shadow:
             step = sources.expert_step(key)
             if step is None or not step.crosses_node:
                 yield lambda key=key: self._fill(sources, key)  # type: ignore[misc]
+
+    def loads(self, sources: Sources) -> dict[ExpertKey, ExpertLoad]:
+        """Readings of the missing experts that the record says come from the checkpoint."""
+        if self._filling is None:
+            return {}
+        return {
+            key: sources.expert_load(key, self._filling, self._offset(key))
+            for key in self.missing
+            if sources.is_loaded_first(key)
+        }
 
     def incoming(self, key: ExpertKey) -> torch.Tensor | None:
         """Where the bytes of a missing expert belong; None when it is here already."""

@@ -7,20 +7,22 @@ where the step says is read from the checkpoint, which always has it.
 """
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
 from ...core.errors import CheckpointError, WorkerError
 from ...core.plan import DeviceId, Part, Step, StepKind
 from ...core.records import TransitionRecord
+from ...memory.bulk import ExpertLoad, Loaded
 from ...memory.copy import copy_pages
 from ...memory.hmm.client import HmmClient
 from ...memory.layout import ExpertLayout, SharedLayout, experts_name, shared_name
-from ...memory.loader import CheckpointReader, ExpertStyle, read_expert_into
+from ...memory.loader import CheckpointReader, ExpertStyle
 from ...memory.tensors import shared_tensors, tensor_at
 from ...memory.window import Window
 from .context import WorkerContext
+from .loading import SharedLoad, load_rank
 
 ExpertKey = tuple[int, int]
 
@@ -32,6 +34,8 @@ class Sources:
         self._context, self._hmm, self._record = context, hmm, record
         self._layouts: dict[DeviceId, ExpertLayout | None] = {}
         self._reader: CheckpointReader | None = None
+        self._loaded: set[ExpertKey] = set()  # came from the checkpoint already, all at once
+        self._has_shared = False
         mine = [step for step in record.steps if step.target == context.device]
         self._expert_steps: Mapping[ExpertKey, Step] = {
             (step.layer, step.expert): step
@@ -51,7 +55,9 @@ class Sources:
         return self._expert_steps.get(key)
 
     def fill_expert(self, key: ExpertKey, target: Window, offset: int) -> None:
-        """Copy or load one expert into a writable window."""
+        """Copy or load one expert into a writable window, unless it was loaded already."""
+        if key in self._loaded:
+            return
         source = self.near_source(self.expert_step(key))
         layout = self.experts_on(source) if source is not None else None
         if source is None or layout is None or key not in layout.slots:
@@ -62,7 +68,12 @@ class Sources:
         copy_pages(handle, layout.pages_of(*key), target, offset, size)
 
     def fill_shared(self, layout: SharedLayout, target: Window) -> bool:
-        """Copy the shared weights from a device of this node; False when there is none to copy."""
+        """Copy the shared weights from a device of this node; False when there is none to copy.
+
+        True also when they are there already.
+        """
+        if self._has_shared:
+            return True
         source = self.near_source(self.shared_step)
         if source is None:
             return False
@@ -131,6 +142,10 @@ class Sources:
         return layout
 
     def _load_expert(self, key: ExpertKey, target: Window, offset: int) -> None:
+        self.expert_load(key, target, offset).run(self.reader())
+
+    def expert_load(self, key: ExpertKey, target: Window, offset: int) -> ExpertLoad:
+        """The reading of one expert from the checkpoint into a writable window."""
         context, form = self._context, self._context.shape.expert
         parts = {
             name: tensor_at(target, offset + place.offset, place.shape, context.dtype)
@@ -143,7 +158,25 @@ class Sources:
             parts.get("down_bias"),
         )
         layer, expert = context.shape.moe_layers[key[0]], key[1]
-        read_expert_into(self.reader(), layer, expert, parts["gate_up"], parts["down"], style)
+        return ExpertLoad(layer, expert, parts["gate_up"], parts["down"], style)
+
+    def is_loaded_first(self, key: ExpertKey) -> bool:
+        """Whether the record says that an expert comes from the checkpoint."""
+        step = self.expert_step(key)
+        return step is not None and step.kind is StepKind.LOAD
+
+    def load(
+        self,
+        experts: Mapping[ExpertKey, ExpertLoad],
+        shared: SharedLoad | None,
+        should_stop: Callable[[], bool],
+    ) -> Loaded:
+        """Read these now, with several readers; filling passes them by afterwards."""
+        loads = list(experts.values())
+        loaded = load_rank(self._context.launch.model_folder, loads, shared, should_stop)
+        self._loaded |= experts.keys()
+        self._has_shared = shared is not None
+        return loaded
 
 
 def bytes_at(window: Window, offset: int, size: int) -> torch.Tensor:

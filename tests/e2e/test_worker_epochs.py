@@ -25,6 +25,7 @@ from worker_fleet import (
 from worker_site import ADDRESS, DEADLINE_S, DEVICES, wait_gone
 
 from moectl.agents.engine.release import release_device
+from moectl.core.checkpoint import read_tensor_entries
 from moectl.core.plan import (
     DeviceId,
     Part,
@@ -102,6 +103,24 @@ def test_streams_keep_their_tokens_while_copies_come_serve_and_go(fleet, expecte
     fleet.is_talking = False
     finish(fleet, list(fleet.streams.values()), expected)
     assert not any(stream.replays for stream in fleet.streams.values())
+
+
+def test_a_creation_reads_every_byte_of_the_checkpoint_once_a_node(fleet, expected, checkpoint):
+    new, steps = spread(None, DEVICES[:4], 1)
+    record, figures = fleet.change(TransitionKind.CREATE, new, steps)
+    sizes = {name: e.end - e.begin for name, e in read_tensor_entries(checkpoint).items()}
+    experts = sum(size for name, size in sizes.items() if ".experts." in name)
+    assert experts == LAYERS * EXPERTS * EXPERT_BYTES
+    read = {device: int(each["bytes_read"]) for device, each in figures.items()}
+    for node in ADDRESS:
+        ranks = [new.rank_of(device) for device in DEVICES if device.node == node]
+        held = sum(len(list(new.experts_on(rank))) for rank in ranks)
+        once = sum(sizes.values()) - experts + held * EXPERT_BYTES
+        assert sum(count for device, count in read.items() if device.node == node) == once
+        with fleet.hmm(node) as hmm:
+            assert hmm.layouts("loading:") == []
+    fleet.retire(record)
+    finish(fleet, [fleet.start_stream(prompt(80, 20), 20, DEVICES[3])], expected)
 
 
 def test_a_killed_worker_is_healed_from_the_pages_it_left(fleet, expected):
