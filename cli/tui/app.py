@@ -5,6 +5,8 @@ Nothing is computed here: pure modules make view models, panels draw them.
 """
 
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 from textual.app import App, ComposeResult
 from textual.binding import Binding
@@ -15,7 +17,7 @@ from ..fleet_view import FleetView
 from . import drawing
 from .feed import Feed
 from .help_screen import HelpScreen
-from .messages import FeedLost, FleetSeen
+from .messages import FeedLost, FleetSeen, PagesSeen
 from .panels import (
     EventsPanel,
     ExpertsPanel,
@@ -29,6 +31,10 @@ from .panels import (
 from .rates import Rates, advance
 from .rows import headline
 from .throughput import ThroughputPlot
+
+MAPS_MAX = 64  # devices whose pages are drawn; more than that nobody reads
+MAPS_EVERY_S = 5.0  # agents tell them as often
+RETRY_S = 0.2  # before the first picture of the fleet
 
 PAGES = ("overview", "experts", "memory", "scaling", "requests", "events")
 
@@ -62,6 +68,8 @@ class FleetApp(App[None]):
         self._heat_mode = "load"
         self._lost = ""
         self._is_paused = False
+        self._pages: Mapping[str, Mapping[str, Any]] = {}
+        self._wants_pages, self._is_over = threading.Event(), threading.Event()
 
     def compose(self) -> ComposeResult:
         """A headline, one of six pages, the keys."""
@@ -92,9 +100,12 @@ class FleetApp(App[None]):
     def on_mount(self) -> None:
         """Start to listen."""
         threading.Thread(target=self._listen, name="feed", daemon=True).start()
+        threading.Thread(target=self._ask_for_pages, name="pages", daemon=True).start()
 
     def on_unmount(self) -> None:
         """Stop to listen."""
+        self._is_over.set()
+        self._wants_pages.set()
         self._feed.close()
 
     def _listen(self) -> None:
@@ -103,6 +114,27 @@ class FleetApp(App[None]):
             lambda fleet: self.post_message(FleetSeen(fleet)),
             lambda reason: self.post_message(FeedLost(reason)),
         )
+
+    def _ask_for_pages(self) -> None:
+        """In a thread: page maps are large, so they are asked for only while they are shown."""
+        while not self._is_over.is_set():
+            self._wants_pages.wait()
+            nodes = self._fleet.nodes if self._fleet is not None else ()
+            devices = [device.name for node in nodes for device in node.devices]
+            seen: dict[str, Mapping[str, Any]] = {}
+            for name in devices[:MAPS_MAX]:
+                told = None if self._is_over.is_set() else self._feed.pages(name)
+                if told is not None:
+                    seen[name] = told
+            if not self._is_over.is_set():
+                self.post_message(PagesSeen(seen))
+            self._is_over.wait(MAPS_EVERY_S if devices else RETRY_S)
+
+    def on_pages_seen(self, message: PagesSeen) -> None:
+        """New page maps."""
+        if not self._is_paused:
+            self._pages = message.pages
+            self._show()
 
     def on_fleet_seen(self, message: FleetSeen) -> None:
         """A new picture."""
@@ -123,6 +155,10 @@ class FleetApp(App[None]):
     def action_page(self, page: str) -> None:
         """Show one of the pages."""
         self.query_one("#pages", ContentSwitcher).current = page
+        if page == "memory":
+            self._wants_pages.set()
+        else:
+            self._wants_pages.clear()
         self._show()
 
     def action_colour(self) -> None:
@@ -153,7 +189,7 @@ class FleetApp(App[None]):
         if self._fleet is None:
             return
         self._show_headline()
-        shown = Shown(self._fleet, self._model, self._rates, self._heat_mode)
+        shown = Shown(self._fleet, self._model, self._rates, self._heat_mode, self._pages)
         page = self.query_one(f"#{self.query_one('#pages', ContentSwitcher).current}")
         for panel in page.query(Panel):
             panel.show(shown)

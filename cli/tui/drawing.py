@@ -10,6 +10,7 @@ from ...core.units import format_bytes
 from . import palette
 from .bars import PARTS, Bar, cells_of
 from .heat import HeatCell, HeatMap
+from .page_cells import PageMap
 from .rates import Rates
 from .rows import Row
 from .timeline import Timeline
@@ -131,6 +132,28 @@ def memory_legend(found: Sequence[Bar]) -> Text:
         line.append("  ", f"on {palette.PARTS[part]}")
         line.append(f" {part} ", palette.MEANINGS["dim"])
     return line
+
+
+def page_map_lines(map_: PageMap, width: int) -> list[Text]:
+    """The pages of one device as rows of cells, and in words below."""
+    per = "a page" if map_.pages_per_cell == 1 else f"{map_.pages_per_cell} pages"
+    size = format_bytes(map_.pages_per_cell * map_.page_bytes)
+    found = [styled(f"{map_.device}: {map_.total} pages, a cell is {per} ({size})", "dim")]
+    for start in range(0, len(map_.cells), max(1, width)):
+        line = Text(no_wrap=True)
+        for part in map_.cells[start : start + width]:
+            line.append("▪", f"{palette.PARTS[part]} on {palette.GROUND}")
+        found.append(line)
+    for word in map_.words:
+        line = Text("  ", no_wrap=True, overflow="ellipsis")
+        line.append("■ ", palette.PARTS[word.part])
+        amount = format_bytes(word.pages * map_.page_bytes)
+        line.append(f"{amount:>10}  {word.text}", palette.MEANINGS["dim"])
+        found.append(line)
+    if map_.unsaid:
+        more = f"  and {map_.unsaid} more: moectl describe device {map_.device}"
+        found.append(styled(more, "dim"))
+    return found
 
 
 def timeline_lines(shown: Timeline) -> list[Text]:

@@ -4,8 +4,8 @@ Runs in a thread of the app, because the client is synchronous; hands over froze
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from ...core.errors import MoectlError
 from ..client import ApiClient
@@ -19,6 +19,9 @@ class Feed(Protocol):
 
     def run(self, seen: Callable[[FleetView], object], lost: Callable[[str], object]) -> None:
         """Call `seen` for each snapshot and `lost` for each break, until `close`."""
+
+    def pages(self, device: str) -> Mapping[str, Any] | None:
+        """What the pages of NODE/DEVICE hold; None while that is not known. From any thread."""
 
     def close(self) -> None:
         """End `run` soon."""
@@ -48,6 +51,15 @@ class ApiFeed:
             self._closed.wait(RETRY_S[min(failures, len(RETRY_S) - 1)])
             failures += 1
 
+    def pages(self, device: str) -> Mapping[str, Any] | None:
+        """Ask the API."""
+        node, _, name = device.partition("/")
+        try:
+            told: Mapping[str, Any] = self._client.get(f"nodes/{node}/devices/{name}/pages")
+        except MoectlError:  # not told yet, or the controller is away: the headline says that
+            return None
+        return told
+
     def close(self) -> None:
         """End the watch."""
         self._closed.set()
@@ -63,13 +75,22 @@ class ApiFeed:
 class FixedFeed:
     """Given snapshots, for tests and screenshots."""
 
-    def __init__(self, fleets: Sequence[FleetView]) -> None:
+    def __init__(
+        self,
+        fleets: Sequence[FleetView],
+        pages: Callable[[str], Mapping[str, Any] | None] | None = None,
+    ) -> None:
         self._fleets = tuple(fleets)
+        self._pages = pages
 
     def run(self, seen: Callable[[FleetView], object], lost: Callable[[str], object]) -> None:
         """Hand all of them over and end."""
         for fleet in self._fleets:
             seen(fleet)
+
+    def pages(self, device: str) -> Mapping[str, Any] | None:
+        """What was given, if anything."""
+        return self._pages(device) if self._pages is not None else None
 
     def close(self) -> None:
         """Nothing to end."""

@@ -24,6 +24,7 @@ PARTS = {
     "adapters": "#f2a65a",
     "reserved": "#f2c14e",
     "free": "#2a2f3a",
+    "other": "#9aa5b8",
 }
 
 

@@ -5,7 +5,9 @@ A panel redraws when it is told of a snapshot and when its size changes. What a 
 decided in the pure modules beside this one.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from rich.text import Text
 from textual.widgets import Static
@@ -14,12 +16,15 @@ from ..fleet_view import FleetView, ModelView
 from . import drawing
 from .bars import bars
 from .heat import heat_map
+from .page_cells import page_map
 from .rates import Rates
 from .rows import WORKER_TITLES, event_rows, model_line, worker_rows
 from .timeline import newest_transition, timeline
 
 HEAT_MARGIN = 9  # layer number before, imbalance after
 TRANSITIONS_SHOWN = 8
+FEW_DEVICES = 8  # up to so many have a larger map each
+MAP_ROWS_FEW, MAP_ROWS_MANY = 6, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,7 @@ class Shown:
     model: str | None
     rates: Rates
     heat_mode: str
+    pages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by device
 
     @property
     def view(self) -> ModelView | None:
@@ -103,7 +109,7 @@ class ExpertsPanel(Panel):
 
 
 class MemoryPanel(Panel):
-    """HBM bars."""
+    """HBM bars; on the page of its own the map of every device's pages below."""
 
     TITLE = "HBM"
 
@@ -120,7 +126,17 @@ class MemoryPanel(Panel):
             texts.append(drawing.bar_line(bar, room, label))
             if has_room:
                 texts.append(drawing.bar_numbers(bar))
-        return drawing.lines([*texts, drawing.memory_legend(found)])
+        texts.append(drawing.memory_legend(found))
+        if not self._compact:
+            texts += self._maps(shown, [bar.device for bar in found], width)
+        return drawing.lines(texts)
+
+    def _maps(self, shown: Shown, devices: Sequence[str], width: int) -> list[Text]:
+        rows = MAP_ROWS_MANY if len(devices) > FEW_DEVICES else MAP_ROWS_FEW
+        texts: list[Text] = []
+        for told in (shown.pages[device] for device in devices if device in shown.pages):
+            texts += [Text(""), *drawing.page_map_lines(page_map(told, rows * width), width)]
+        return texts
 
 
 class ScalingPanel(Panel):

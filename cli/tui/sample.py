@@ -74,6 +74,24 @@ def _usage(device: str, is_used: bool, serving: int) -> dict[str, Any]:
     }
 
 
+def sample_pages(device: str) -> dict[str, Any]:
+    """What the API tells about the pages of a device that serves at width 4."""
+    node, _, name = device.partition("/")
+    rank = 2 * (int(node[1:]) - 1) + int(name[1:])
+    at, spans = 288, [[0, 288, "chat/shared", "weights that are no routed experts"]]
+    for layer in range(LAYERS):
+        first = rank * EXPERTS // 4
+        what = f"layer {layer}, experts {first}-{first + EXPERTS // 4 - 1}"
+        spans.append([at, 36, "chat/experts", what])
+        at += 36
+    for count, what in ((96, "KV of r17, r21"), (40, "KV of r24"), (1912, "KV, no request")):
+        spans.append([at, count, "chat/kv", what])
+        at += count
+    spans.append([at, TOTAL_PAGES - at, "", "free"])
+    sizes = {"page_bytes": PAGE, "total": TOTAL_PAGES, "reserved": 0}
+    return {"node": node, "device": name, **sizes, "spans": spans}
+
+
 def _model(
     width: int, phase: str, tick: int, devices: list[str], shape: tuple[int, int]
 ) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from textual.pilot import Pilot
 
 from moectl.cli.tui.app import PAGES, FleetApp
 from moectl.cli.tui.feed import FixedFeed
-from moectl.cli.tui.sample import sample_fleet
+from moectl.cli.tui.sample import sample_fleet, sample_pages
 
 SMALL, LARGE = (80, 24), (140, 42)
 Compare = Callable[..., bool]
@@ -15,7 +15,7 @@ Compare = Callable[..., bool]
 
 def app(width: int = 4, phase: str = "done", **shape: int) -> FleetApp:
     fleets = [sample_fleet(width, phase=phase, tick=tick, **shape) for tick in range(12)]
-    return FleetApp(FixedFeed(fleets))
+    return FleetApp(FixedFeed(fleets, sample_pages))
 
 
 async def settle(pilot: Pilot[None]) -> None:
