@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...core.errors import MoectlError, RefusedError
 from .frame import BenchOptions
-from .memory_hmm import bench_hmm
+from .memory_hmm import bench_hmm, touched_pages
 from .memory_model import GIB, MODEL, write_model
 
 PAGE_BYTES = 2 << 20
@@ -30,7 +30,9 @@ def attach_bench(options: BenchOptions) -> tuple[dict[str, dict[str, float]], di
         hf = _worker("hf", folder, "-")
         with bench_hmm({"d0": (hbm, PAGE_BYTES)}) as hmm:
             options.report("attach: loading into pages", "")
+            fresh = touched_pages(hmm)
             loaded = _worker("load", folder, str(hmm.socket))
+            loaded |= {"touched_pages_before": fresh, "touched_pages_after": touched_pages(hmm)}
             options.report("attach: attaching", "")
             attached = _worker("attach", folder, str(hmm.socket))
     summary = {

@@ -26,7 +26,7 @@ from ...memory.hmm.client import HmmClient
 from ...memory.layout import ExpertKey, ExpertLayout, ExpertShape, experts_name, respread
 from ...memory.window import Window
 from .frame import BenchOptions, Results
-from .memory_hmm import bench_hmm, open_fds, page_maps
+from .memory_hmm import bench_hmm, open_fds, page_maps, start_ms
 
 PAGE_BYTES = 16 * 1024
 PAGES = 512
@@ -34,6 +34,7 @@ SHAPE = ExpertShape(64, 48, "float32")  # 36 KiB: three pages, the last one with
 KEYS: list[ExpertKey] = [(layer, expert) for layer in range(4) for expert in range(16)]
 OWNER, PREFIX = "m/experts", "experts:m:d0:"
 KILL_AFTER_S = 0.05  # the longest life of a worker that will be killed; a cycle takes about 10 ms
+STARTS = 9  # of an HMM, to tell how long one takes
 SETTLE_S = 10.0  # for the HMM to notice that a client is gone
 
 
@@ -51,7 +52,17 @@ def cycles_bench(options: BenchOptions) -> tuple[Results, dict[str, float]]:
     if done.returncode != 0:
         raise MoectlError(f"the cycles failed: {done.stderr[-2000:]}")
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    keys = ("cycles", "kills", "leaked_pages", "leaked_fds", "leaked_maps", "corruptions")
+    starts = start_ms(STARTS)
+    figures |= {"hmm_start_ms": starts[len(starts) // 2], "hmm_start_max_ms": starts[-1]}
+    keys = (
+        "hmm_start_ms",
+        "cycles",
+        "kills",
+        "leaked_pages",
+        "leaked_fds",
+        "leaked_maps",
+        "corruptions",
+    )
     return {"cycles and kills": figures}, {key: figures[key] for key in keys}
 
 

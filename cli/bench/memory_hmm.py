@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,22 @@ def bench_hmm(devices: Mapping[str, tuple[int, int]]) -> Iterator[BenchHmm]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def start_ms(times: int) -> list[float]:
+    """Milliseconds from starting an HMM process to its word that clients can connect, ascending."""
+    took = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        with bench_hmm({"d0": (1 << 30, 2 << 20), "d1": (1 << 30, 2 << 20)}):
+            took.append((time.perf_counter() - begun) * 1e3)
+    return sorted(took)
+
+
+def touched_pages(hmm: BenchHmm) -> int:
+    """Pages of the first device with memory behind them."""
+    with hmm.client("touched") as client:
+        return int(client.usage()[0]["touched"])
 
 
 def open_fds(pid: int | str = "self") -> int:
