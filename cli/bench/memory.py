@@ -23,8 +23,8 @@ Part = Callable[[BenchOptions], tuple[Results, dict[str, float]]]
 NOTES = (
     "attach_s: median; load_warm_s and load_hf_s: warm page cache; all three in processes of "
     "their own, one after another",
-    "touched: cold loading writes into pages without memory, warm loading into the same pages again; "
-    "the benches' HMM touches none ahead, touched_pages_* are the file's own blocks",
+    "touched: cold loading writes into pages without memory, warm loading into the same pages "
+    "again; the benches' HMM touches none ahead, touched_pages_* are the file's own blocks",
     "flip_ms: the worse of two cases, each a median; the largest single flip stands beside it",
     "peak_bytes_ratio: memfd blocks plus grown private memory of this process and the HMM, minus "
     "one staging expert, by the device's layout",

@@ -51,7 +51,8 @@ def give(
     After an error nothing has changed and the caller serves on.
     """
     kept = [(each, told) for each in others if (told := each.pack()) is not None]
-    devices = sorted(table.state.devices)
+    held = table.state.devices
+    devices = sorted(name for name in held if held[name].handle.fd >= 0)  # others have a holder
     channels = [table.channels.known(name) for name in table.channels.names()]
     state = {
         "effects": table.state.snapshot(),

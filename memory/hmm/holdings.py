@@ -33,6 +33,7 @@ class Device:
     handle: DeviceHandle
     pool: PagePool
     claims: dict[str, Claim] = field(default_factory=dict)  # kept until they are replaced
+    holder: str = ""  # identity of the process that owns its pages; "" for one descriptor
     asked: dict[int, dict[str, Claim]] = field(default_factory=dict)  # by connection
 
 
@@ -45,14 +46,16 @@ class Promise:
     process: ProcessId
 
 
-def facts_of(handle: DeviceHandle) -> dict[str, Any]:
+def facts_of(device: Device) -> dict[str, Any]:
     """What a journal has to know of a device, the identity of its memory included."""
+    handle = device.handle
     facts: dict[str, Any] = {
         "hbm_bytes": handle.bytes,
         "page_bytes": handle.page_bytes,
         "page_count": handle.page_count,
         "page_kind": handle.page_kind,
         "kind": handle.kind,
+        "holder": device.holder,
     }
     if handle.fd >= 0:
         status = os.fstat(handle.fd)

@@ -33,9 +33,11 @@ from pathlib import Path
 
 from ...core.errors import InvariantError, MoectlError, UsageError
 from ...core.paths import ProcessId, process_id
+from ..backend import PageOwner
 from ..backends import backend_of
 from . import handover
 from .connection import Connection
+from .held import HeldPages
 from .holdings import DeviceSpec
 from .listener import Place, peer_of, take_place
 from .table import Session, Table
@@ -307,10 +309,15 @@ def _say_ready(fd: int) -> None:
         os.close(fd)
 
 
+def _owner(kind: str, path: Path) -> PageOwner:
+    """Who has the pages of a kind: memory is ours, a driver's handles are a holder's."""
+    return backend_of(kind) if kind == "cpu" else HeldPages(kind, Path(f"{path}.{kind}"))
+
+
 def _serve(options: argparse.Namespace) -> None:
     _raise_descriptor_limit()
     specs, now = parse_devices(options.devices), time.monotonic()
-    owners = {kind: backend_of(kind) for kind in {spec.kind for spec in specs}}
+    owners = {kind: _owner(kind, options.socket) for kind in {spec.kind for spec in specs}}
     journal = options.socket.with_name(options.socket.name + ".journal")
     table = Table(options.node, owners, journal)
     if options.take_over:

@@ -25,6 +25,7 @@ from ..host import is_sealed
 from ..layout import device_of_layout
 from ..pool import PagePool, Reservation
 from . import budget
+from .held import HeldPages
 from .holdings import Device, DeviceSpec, Promise, boot_id, facts_of
 from .journal import Effect, Journal, NoJournal, read_journal
 from .layouts import Layouts
@@ -74,6 +75,8 @@ class NodeState:
         for spec in specs:
             if spec.device_id in self.devices or spec.device_id in self.waiting:
                 raise MappingError(f"device {spec.device_id} is declared twice")
+            if self._is_held_still(spec.device_id, spec.kind):
+                continue
             if self._is_worth_waiting(spec):
                 self.waiting[spec.device_id] = spec
             else:
@@ -89,14 +92,29 @@ class NodeState:
             raise MappingError(f"device {spec.device_id}: kind {spec.kind} has no back end here")
         owner = self._owners[spec.kind]
         handle = owner.create(spec.device_id, spec.hbm_bytes, spec.page_bytes)
-        self.devices[spec.device_id] = Device(handle, PagePool(handle.page_count, spec.device_id))
+        pool, holder = PagePool(handle.page_count, spec.device_id), getattr(owner, "identity", "")
+        self.devices[spec.device_id] = Device(handle, pool, {}, holder)
         return handle
+
+    def _is_held_still(self, device_id: str, kind: str) -> bool:
+        """Take a driver's device up as the holder still has it and the past knows it."""
+        past, owner = self._past.devices.get(device_id), self._owners.get(kind)
+        if past is None or not isinstance(owner, HeldPages):
+            return False
+        facts, handle = past.facts, owner.known(device_id)
+        told = [facts.get("page_bytes"), facts.get("page_count"), facts.get("holder")]
+        if handle is None or told != [handle.page_bytes, handle.page_count, owner.identity]:
+            self._list_lost(device_id, "its pages were created anew")
+            return False
+        self.devices[device_id] = Device(handle, past.pool, dict(past.claims), owner.identity)
+        return True
 
     def close(self, *, forget: bool) -> None:
         """Close every descriptor; memory lives on while a worker maps it."""
         self._journal.close(forget=forget)
         for device in self.devices.values():
-            self._owners[device.handle.kind].destroy(device.handle)
+            if forget or device.handle.fd >= 0:  # a holder keeps its pages for the next one
+                self._owners[device.handle.kind].destroy(device.handle)
         self.devices.clear()
 
     def owner_of(self, handle: DeviceHandle) -> PageOwner:
@@ -113,9 +131,9 @@ class NodeState:
         return self._quarantine_end if self._quarantined else None
 
     def adopt(self, device_id: str, fd: int) -> bool:
-        """Take a device's memory from a worker; the descriptor is ours when it says True.
+        """Take a device's memory from a worker: the descriptor is ours when it says True.
 
-        False when it is here already; MappingError when this is not that device's memory.
+        False when it is here already; MappingError when this is not that memory.
         """
         spec = self.waiting.get(device_id)
         if spec is None:
@@ -148,10 +166,12 @@ class NodeState:
         for device_id, device in past.devices.items():
             facts = device.facts
             sizes = int(facts["hbm_bytes"]), int(facts["page_bytes"])
-            self.waiting[device_id] = DeviceSpec(device_id, *sizes, str(facts["kind"]))
+            if not self._is_held_still(device_id, str(facts["kind"])):
+                self.waiting[device_id] = DeviceSpec(device_id, *sizes, str(facts["kind"]))
         self._deadline, self._quarantine_end = now + ADOPT_S, now + QUARANTINE_S
         for device_id, fd in fds.items():
             self.adopt(device_id, fd)
+        self._settle_past()
 
     def tick(self, now: float) -> list[str]:
         """Give up what has waited too long; returns what happened, as lines for the log."""
@@ -175,18 +195,13 @@ class NodeState:
         return True
 
     def quarantined_pages(self) -> int:
-        """Pages kept from everyone because a process may still write them."""
+        """Pages that a process may still write."""
         return sum(len(self._promises[n].reservation.pages) for n in self._quarantined)
 
     # Changes: check, write down, do.
 
     def reserve(
-        self,
-        device_id: str,
-        pages: int,
-        owner: str,
-        share: tuple[int, ...],
-        process: ProcessId,
+        self, device_id: str, pages: int, owner: str, share: tuple[int, ...], process: ProcessId
     ) -> tuple[int, Reservation]:
         """Promise pages; returns the reservation's number, which outlives this process."""
         device = self.device(device_id)
@@ -300,7 +315,7 @@ class NodeState:
         """The whole state as effects."""
         effects: list[Effect] = []
         for name, device in sorted(self.devices.items()):
-            effects.append(device_effect(name, facts_of(device.handle)))
+            effects.append(device_effect(name, facts_of(device)))
             owned = device.pool.owned_runs()
             effects += [
                 ["hold", name, owner, [[r.first, r.count] for r in held]]
