@@ -30,6 +30,7 @@ from .page_maps import PageMaps
 from .picture import Picture
 from .probe import memory_warning, probe
 from .publish import Publisher
+from .room import make_room
 from .stats import gather_stats
 from .warm import Warmer
 
@@ -132,6 +133,7 @@ class Agent:
         stats = await gather_stats(name, self.node.workers, self.node.memory, self._clock)
         self._publisher.put(self._keys.stats_of(name), to_json(stats))
         await self._page_maps.tell(self.node.memory, self.node.workers)
+        await make_room(self.node.memory, self.node.workers)
         await self.node.sweep()
 
     async def _keep_children(self) -> None:

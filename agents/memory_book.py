@@ -79,6 +79,19 @@ class MemoryBook:
 
         return await self._call(read)
 
+    async def wanted(self) -> dict[tuple[str, str], int]:
+        """(model, device) -> pages that its KV is to give back, for a model that was refused."""
+
+        def read(client: HmmClient) -> dict[tuple[str, str], int]:
+            return {
+                (party.partition("/")[0], device): pages
+                for device in client.device_ids
+                for party, pages in client.wanted(device).items()
+                if party.endswith("/kv")
+            }
+
+        return await self._call(read)
+
     async def lost(self) -> list[tuple[str, str, int]]:
         """(device, owner, pages) that a new HMM could not save from its predecessor."""
         told = await self._call(lambda client: client.recovery()["lost"])

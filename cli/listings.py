@@ -183,6 +183,7 @@ def pages(fleet: FleetView) -> Listing:
         Column("FREE", lambda row: _of_usage(row, "free"), right=True),
         Column("RESERVED", lambda row: _of_usage(row, "reserved"), right=True),
         *(Column(part.upper(), _used(part), right=True) for part in parts),
+        Column("TOUCHED", _touched, right=True),
     )
     return Listing("device", rows, columns, _get("device"))
 
@@ -259,6 +260,15 @@ def _of_usage(row: Row, key: str, *, as_bytes: bool = False) -> str:
         return "?"
     value = row["usage"][key]
     return format_bytes(value) if as_bytes else str(value)
+
+
+def _touched(row: Row) -> str:
+    """Pages with memory behind them, and while more are touched ahead, that it goes on."""
+    usage = row["usage"]
+    if usage is None or usage["touched"] < 0:
+        return "?"
+    is_going_on = usage["pretouch"] not in ("", "off", "done")
+    return f"{usage['touched']}{'+' if is_going_on else ''}"
 
 
 def _used(part: str) -> Callable[[Row], str]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from ...core.errors import CheckpointError, MemoryPoolError, WorkerError
+from ...core.errors import CheckpointError, MemoryPoolError, PoolExhaustedError, WorkerError
 from ...core.plan import DeviceId
+from ...memory.hmm.budget import ABOVE
 from ...memory.hmm.client import HmmClient
 from ...memory.layout import ExpertKey, ExpertLayout, ExpertShape, SharedLayout, respread
 from ..launch.orders import WorkerLaunch
@@ -32,6 +33,11 @@ HMM_DEADLINE_S = 10.0
 #: agent has noticed, seconds on a busy machine. Below PREPARE's own deadline by far.
 HMM_RESTART_S = 10.0
 HMM_RETRY_S = 0.05
+
+#: How long a model without room waits for KV of others: agents look every second, and blocks are
+#: moved between two steps.
+RECLAIM_S = 5.0
+RECLAIM_RETRY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -143,11 +149,22 @@ class WorkerContext:
     ) -> None:
         """Count on what a transition needs here at its peak: old experts stay until RETIRE.
 
-        Raises PoolExhaustedError, which names the holders, when there is no room for that.
+        KV of another model that has grown above its share gets RECLAIM_S to give pages back. Raises
+        PoolExhaustedError, which names the holders, when there is no room for that.
         """
         slots = len(respread(old, wanted).missing) + (len(old.slots) if old is not None else 0)
         device = self.launch.device
-        hmm.ask_claims(device, self.claims(hmm.device(device).page_bytes, slots))
+        claims = self.claims(hmm.device(device).page_bytes, slots)
+        limit_s = time.monotonic() + RECLAIM_S
+        while True:
+            try:
+                hmm.ask_claims(device, claims)
+                return
+            except PoolExhaustedError as error:
+                can_wait = any(name.endswith(ABOVE) for name in error.holders)
+                if not can_wait or time.monotonic() >= limit_s:
+                    raise
+            time.sleep(RECLAIM_RETRY_S)
 
     def check_layout(self, layout: SharedLayout) -> None:
         """Raise CheckpointError unless a stored layout is of this model."""

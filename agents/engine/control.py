@@ -4,7 +4,7 @@ The worker is the server: whoever may open the socket (its directory is private,
 checked) can ask, any number of times; events go to everyone connected. A request is answered at
 once; what takes time ends with an event (lifecycle.py).
 
-    status stats kv prepare commit retire forfeit peer_lost leaving stop
+    status stats kv prepare commit retire forfeit peer_lost give_back leaving stop
 """
 
 import os
@@ -80,6 +80,8 @@ class ControlServer:
                 self._lifecycle.forfeit(str(message["operation_id"]))
             case "peer_lost":
                 self._lifecycle.peer_lost(int(message["epoch"]))
+            case "give_back":
+                self._lifecycle.give_back(int(message["pages"]))
             case "leaving":
                 self._loop.is_leaving = bool(message["on"])
             case "stop":

@@ -106,6 +106,10 @@ class Lifecycle:
                 return
         self._put(lambda: self._retire(operation))
 
+    def give_back(self, pages: int) -> None:
+        """KV that has grown is to make room for another model, as far as it is above its share."""
+        self._put(lambda: self._make_room(pages))
+
     def peer_lost(self, epoch: int) -> None:
         """Somebody of an epoch's group is gone."""
         self._loop.abort(epoch, "a peer of the group is lost")
@@ -274,6 +278,16 @@ class Lifecycle:
         _, why = try_grow(self._room, hmm, pages)
         if why:
             print(f"KV did not grow by {pages} pages: {why}", file=sys.stderr, flush=True)
+
+    def _make_room(self, pages: int) -> None:
+        if self._room is None:
+            return
+        try:
+            with self._context.connect("make room") as hmm:
+                given = self._room.give_back(hmm, pages)
+            print(f"KV gave back {given} pages for another model", file=sys.stderr, flush=True)
+        except MoectlError as error:
+            _log("KV could not give pages back", error)
 
     def _undo_room(self, preparation: Preparation) -> None:
         """What KV gave up for a forfeited transition is KV again."""

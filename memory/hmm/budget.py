@@ -15,6 +15,7 @@ from ...core.errors import MappingError, PoolExhaustedError
 from ..arbiter import Claim, Verdict, admit, check_claims, party_of, room
 from .holdings import Device
 
+ABOVE = " above its share"  # how a refusal marks who could give pages back
 SCOPE_END = "/"  # a model's parties are "MODEL/kv" and so on
 
 
@@ -60,10 +61,13 @@ def _check_room(device: Device, claims: Mapping[str, Claim]) -> None:
     missing = sum(-count for count in above.values() if count < 0)
     own = sum(count for count in above.values() if count > 0)  # its KV makes room for its experts
     rest = {who: count for who, count in used.items() if who not in claims}
-    asking = next(iter(claims), "")
-    verdict = admit(asking, max(0, missing - own), device.pool.free_count, rest, others)
+    asking, lacking = next(iter(claims), ""), max(0, missing - own)
+    shares = others | {asking: Claim(lacking, 0.0)}  # a guarantee comes before anyone's weight
+    verdict = admit(asking, lacking, device.pool.free_count, rest, shares)
     if not verdict.admitted:
+        device.wanted = dict(verdict.reclaim)
         _refuse(device, missing, verdict)
+    device.wanted.clear()
 
 
 def kept(device: Device, connection: int) -> dict[str, Claim]:
@@ -108,7 +112,7 @@ def check_share(device: Device, pages: int, owner: str) -> None:
 def _refuse(device: Device, pages: int, verdict: Verdict) -> NoReturn:
     told = device.pool.holders()
     told |= {f"guaranteed to {who}": count for who, count in verdict.held_back.items()}
-    told |= {f"{who} above its share": count for who, count in verdict.reclaim.items()}
+    told |= {f"{who}{ABOVE}": count for who, count in verdict.reclaim.items()}
     raise PoolExhaustedError(device.handle.device_id, pages, verdict.available, told)
 
 

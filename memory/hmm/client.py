@@ -140,12 +140,16 @@ class HmmClient:
         self.call({"op": "ask", "device": device, "claims": dict(claims)})
 
     def keep_claims(self, device: str) -> None:
-        """What this connection asked for is kept for good, in place of the model's before."""
+        """Keep for good what this connection asked for, in place of the model's before."""
         self.call({"op": "keep_claims", "device": device})
 
     def room(self, device: str, owner: str) -> int:
         """Pages by which an owner's party may grow without taking more than its share."""
         return int(self.call({"op": "room", "device": device, "owner": owner})["pages"])
+
+    def wanted(self, device: str) -> dict[str, int]:
+        """party -> pages above its share that a model was refused for; told once."""
+        return dict(self.call({"op": "wanted", "device": device})["wanted"])
 
     def rename_owner(self, device: str, pages: Sequence[int], old: str, new: str) -> None:
         """Hand pages from one owner to another."""
@@ -157,11 +161,7 @@ class HmmClient:
         return _expand(self.call({"op": "pages_of", "device": device, "owner": owner})["pages"])
 
     def trim(self, device: str) -> int:
-        """Give the memory behind free pages back to the machine; returns bytes.
-
-        The pool keeps pages touched otherwise, because the first touch is the dearest step of all.
-        No page is touched ahead after this, until `pretouch` says so again.
-        """
+        """Give free pages' memory back; none is touched ahead until `pretouch`. Returns bytes."""
         return int(self.call({"op": "trim", "device": device})["bytes"])
 
     def pretouch(self, device: str, bytes: int | None = None) -> None:

@@ -33,6 +33,7 @@ class Device:
     handle: DeviceHandle
     pool: PagePool
     claims: dict[str, Claim] = field(default_factory=dict)  # kept until they are replaced
+    wanted: dict[str, int] = field(default_factory=dict)  # party -> pages that another lacks
     holder: str = ""  # identity of the process that owns its pages; "" for one descriptor
     asked: dict[int, dict[str, Claim]] = field(default_factory=dict)  # by connection
 

@@ -131,6 +131,8 @@ class Pretouch:
         if child is not None:
             import subprocess
 
+            with contextlib.suppress(OSError):  # else it would end when a core is idle
+                os.sched_setscheduler(child.pid, os.SCHED_OTHER, os.sched_param(0))
             child.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(END_S)

@@ -93,7 +93,7 @@ class NodeState:
         owner = self._owners[spec.kind]
         handle = owner.create(spec.device_id, spec.hbm_bytes, spec.page_bytes)
         pool, holder = PagePool(handle.page_count, spec.device_id), getattr(owner, "identity", "")
-        self.devices[spec.device_id] = Device(handle, pool, {}, holder)
+        self.devices[spec.device_id] = Device(handle, pool, holder=holder)
         return handle
 
     def _is_held_still(self, device_id: str, kind: str) -> bool:
@@ -106,7 +106,9 @@ class NodeState:
         if handle is None or told != [handle.page_bytes, handle.page_count, owner.identity]:
             self._list_lost(device_id, "its pages were created anew")
             return False
-        self.devices[device_id] = Device(handle, past.pool, dict(past.claims), owner.identity)
+        self.devices[device_id] = Device(
+            handle, past.pool, dict(past.claims), holder=owner.identity
+        )
         return True
 
     def close(self, *, forget: bool) -> None:

@@ -97,6 +97,7 @@ class Table:
             "ask": self._ask,
             "keep_claims": self._keep_claims,
             "room": self._room,
+            "wanted": self._wanted,
             "put_layout": self._put_layout,
             "get_layout": self._get_layout,
             "drop_layout": self._drop_layout,
@@ -256,6 +257,12 @@ class Table:
 
     def _room(self, session: Session, request: Message) -> Answer:
         return Answer({"pages": budget.room_for(self._of(request), text_of(request, "owner"))})
+
+    def _wanted(self, session: Session, request: Message) -> Answer:
+        """Who is to give back how many pages, because a model was refused; told once."""
+        device = self._of(request)
+        told, device.wanted = device.wanted, {}
+        return Answer({"wanted": told})
 
     def _put_layout(self, session: Session, request: Message) -> Answer:
         self.state.put_layouts(layouts_of(request, "layouts"))

@@ -11,6 +11,7 @@ import socket
 import time
 from dataclasses import replace
 
+import pytest
 from worker_fleet import (
     EXPERT_BYTES,
     EXPERTS,
@@ -26,6 +27,7 @@ from worker_site import ADDRESS, DEADLINE_S, DEVICES, wait_gone
 
 from moectl.agents.engine.release import release_device
 from moectl.core.checkpoint import read_tensor_entries
+from moectl.core.errors import PoolExhaustedError
 from moectl.core.plan import (
     DeviceId,
     Part,
@@ -243,6 +245,29 @@ def test_a_model_for_which_there_is_no_room_is_refused_by_name_and_leaves_nothin
         assert budget(fleet, DEVICES[0]) == ({"code/kv": 240}, {})
         other.check()
         other.free(DEVICES[0].device, others.pages, "code/kv")
+
+
+def test_kv_above_its_share_makes_room_for_another_model(fleet, expected):
+    create(fleet, 2)
+    new, steps = spread(fleet.placement, DEVICES[:4], 2)
+    fleet.retire(fleet.change(TransitionKind.SCALE, new, steps)[0])
+    device, stream = DEVICES[0], fleet.start_stream(prompt(90, 20), 60, DEVICES[0])
+    (used, claims), page = budget(fleet, device), 16384
+    above = used["tiny/kv"] - claims["tiny/kv"][0]
+    free = (4 << 20) // page - sum(used.values())
+    with fleet.hmm(device.node) as other:
+        wanted = {"code/kv": (free + above, 1.0)}
+        with pytest.raises(PoolExhaustedError, match=f"tiny/kv above its share {above}"):
+            other.ask_claims(device.device, wanted)
+        pages = other.wanted(device.device)["tiny/kv"]  # what an agent reads and hands on
+        fleet.workers[device].call("give_back", pages=pages)
+        until = time.monotonic() + DEADLINE_S
+        while budget(fleet, device)[0]["tiny/kv"] > claims["tiny/kv"][0]:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        other.ask_claims(device.device, wanted)
+        other.check()
+    finish(fleet, [stream], expected)
 
 
 def test_a_forfeit_ends_a_preparation_whose_peers_never_come(fleet, expected):

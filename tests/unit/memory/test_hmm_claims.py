@@ -70,6 +70,21 @@ def test_pages_that_kv_gives_back_for_experts_to_come_cannot_be_taken_in_between
     chat.reserve("d0", 60, "chat/experts").commit()
 
 
+def test_a_refusal_remembers_whose_pages_are_wanted_once(hmm: RunningHmm) -> None:
+    chat, code = hmm.client("chat"), hmm.client("code")
+    chat.set_claims("d0", {"chat/kv": (100, 1.0)})
+    grown = chat.reserve("d0", 200, "chat/kv")
+    grown.commit()
+    with pytest.raises(PoolExhaustedError, match="chat/kv above its share 24"):
+        code.ask_claims("d0", {"code/experts": (40, 0.0), "code/kv": (40, 1.0)})
+    assert chat.wanted("d0") == {"chat/kv": 24}  # 80 are needed, 56 are free
+    assert chat.wanted("d0") == {}
+    chat.free("d0", grown.pages[-24:], "chat/kv")
+    code.ask_claims("d0", {"code/experts": (40, 0.0), "code/kv": (40, 1.0)})
+    with pytest.raises(PoolExhaustedError, match="guaranteed to code/experts 40"):
+        chat.reserve("d0", 1, "chat/kv")
+
+
 def test_claims_survive_a_kill_when_they_were_kept_and_a_handover_in_any_case(private_dir) -> None:
     old = start_hmm(private_dir)
     client = old.client()
