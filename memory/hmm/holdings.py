@@ -7,12 +7,23 @@ library only.
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from ...core.paths import ProcessId
 from ..arbiter import Claim
 from ..backend import DeviceHandle
 from ..pool import PagePool, Reservation
+
+
+@runtime_checkable
+class KeepsPages(Protocol):
+    """An owner whose pages outlive the HMM elsewhere; a new `identity` means that all are new."""
+
+    identity: str
+
+    def known(self, device_id: str) -> DeviceHandle | None:
+        """A device as a predecessor created it, or None."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,6 @@ from ..backend import PageOwner
 from ..backends import backend_of
 from . import handover
 from .connection import Connection
-from .held import HeldPages
 from .holdings import DeviceSpec
 from .listener import Place, peer_of, take_place
 from .table import Session, Table
@@ -311,7 +310,11 @@ def _say_ready(fd: int) -> None:
 
 def _owner(kind: str, path: Path) -> PageOwner:
     """Who has the pages of a kind: memory is ours, a driver's handles are a holder's."""
-    return backend_of(kind) if kind == "cpu" else HeldPages(kind, Path(f"{path}.{kind}"))
+    if kind == "cpu":
+        return backend_of(kind)
+    from .held import HeldPages  # a host has none: its HMM starts the sooner
+
+    return HeldPages(kind, Path(f"{path}.{kind}"))
 
 
 def _serve(options: argparse.Namespace) -> None:

@@ -25,8 +25,7 @@ from ..host import is_sealed
 from ..layout import device_of_layout
 from ..pool import PagePool, Reservation
 from . import budget
-from .held import HeldPages
-from .holdings import Device, DeviceSpec, Promise, boot_id, facts_of
+from .holdings import Device, DeviceSpec, KeepsPages, Promise, boot_id, facts_of
 from .journal import Effect, Journal, NoJournal, read_journal
 from .layouts import Layouts
 from .recovery import (
@@ -99,7 +98,7 @@ class NodeState:
     def _is_held_still(self, device_id: str, kind: str) -> bool:
         """Take a driver's device up as the holder still has it and the past knows it."""
         past, owner = self._past.devices.get(device_id), self._owners.get(kind)
-        if past is None or not isinstance(owner, HeldPages):
+        if past is None or not isinstance(owner, KeepsPages):
             return False
         facts, handle = past.facts, owner.known(device_id)
         told = [facts.get("page_bytes"), facts.get("page_count"), facts.get("holder")]

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -104,12 +105,19 @@ def test_a_limit_counts_the_free_pages_that_are_touched(
     assert ahead.wait_s(0.0) is None
 
 
-def start_touching(private_dir: Path) -> RunningHmm:
+@pytest.fixture
+def touching(private_dir: Path) -> Iterator[RunningHmm]:
+    """An HMM that touches all pages of d0 ahead and none of d1."""
     devices = [
         {"id": f"d{n}", "hbm_bytes": PAGES * PAGE, "page_bytes": PAGE, "pretouch_bytes": limit}
         for n, limit in ((0, ALL), (1, 0))
     ]
-    return start_hmm(private_dir, ["--devices", json.dumps(devices)])
+    running = start_hmm(private_dir, ["--devices", json.dumps(devices)])
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.close()
 
 
 def children_of(pid: int) -> list[int]:
@@ -117,10 +125,9 @@ def children_of(pid: int) -> list[int]:
 
 
 def test_an_hmm_touches_all_free_pages_of_a_device_and_none_of_the_other(
-    private_dir: Path,
+    touching: RunningHmm,
 ) -> None:
-    hmm = start_touching(private_dir)
-    client = hmm.client()
+    client = touching.client()
     assert eventually(lambda: usage(client)["pretouch"] == "done")
     told = usage(client)
     assert (told["touched"], told["touched_ahead_bytes"]) == (PAGES, PAGES * PAGE)
@@ -131,34 +138,30 @@ def test_an_hmm_touches_all_free_pages_of_a_device_and_none_of_the_other(
     assert (usage(client)["touched"], usage(client)["pretouch"]) == (0, "off")
     client.pretouch("d0", 8 * PAGE)
     assert eventually(lambda: usage(client)["touched"] == 8)
-    hmm.close()
 
 
-def test_the_child_ends_with_the_hmm_however_that_ends(private_dir: Path) -> None:
-    hmm = start_touching(private_dir)
-    client = hmm.client()
+def test_the_child_ends_with_the_hmm_however_that_ends(touching: RunningHmm) -> None:
+    client = touching.client()
     assert eventually(lambda: usage(client)["pretouch"] == "done")
-    (pid,) = children_of(hmm.process.pid)
+    (pid,) = children_of(touching.process.pid)
     child = process_id(pid)
     assert child is not None
-    hmm.process.send_signal(signal.SIGKILL)
-    hmm.process.wait(10)
+    touching.process.send_signal(signal.SIGKILL)
+    touching.process.wait(10)
     assert eventually(lambda: not is_alive(child))
     client.close()
 
 
-def test_an_hmm_outlives_the_child(private_dir: Path) -> None:
-    hmm = start_touching(private_dir)
-    client = hmm.client()
+def test_an_hmm_outlives_the_child(touching: RunningHmm) -> None:
+    client = touching.client()
     assert eventually(lambda: usage(client)["pretouch"] == "done")
-    (pid,) = children_of(hmm.process.pid)
+    (pid,) = children_of(touching.process.pid)
     os.kill(pid, signal.SIGKILL)
     client.trim("d0")
     client.pretouch("d0")
     with client.reserve("d0", 4, "m/kv") as reservation:
         reservation.commit()
     client.check()
-    hmm.close()
 
 
 def test_a_copy_into_pages_without_memory_writes_the_same_bytes(
