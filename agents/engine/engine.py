@@ -78,9 +78,13 @@ class Engine:
     def adopt(self, request: Request, computed: int) -> None:
         """Go on with a request of another rank, whose KV stands in the blocks held for it.
 
-        Its tokens so far are `request.already`, of all its tokens the first `computed` have KV.
-        Raises EngineRefused as `submit`; then the blocks are still held.
+        Its tokens so far are `request.already`, of all its tokens the first `computed` have KV; one
+        without any KV is queued. Raises EngineRefused as `submit`; then the blocks are still held.
         """
+        if not computed:
+            self.submit(request)
+            self.incoming.drop(request.id)
+            return
         blocks = self.incoming.blocks_of(request.id)
         self._take(request, lambda checked: self.scheduler.adopt(checked, computed, blocks))
         self.incoming.take(request.id)

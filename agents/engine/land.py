@@ -217,7 +217,7 @@ class _Guest:
             for request, computed in coming:
                 try:
                     self._ground.data.expect(request)
-                    engine.adopt(request, computed) if computed else engine.submit(request)
+                    engine.adopt(request, computed)
                     adopted.append(request.id)
                 except EngineRefused as error:
                     self._ground.data.expire(request.id)

@@ -3,7 +3,10 @@
 Real workers on two nodes; the test is their agent and their gateway.
 """
 
+import os
+import signal
 import time
+from dataclasses import replace
 
 import pytest
 from worker_fleet import create, finish, prompt, spread
@@ -80,3 +83,93 @@ def test_a_scale_down_moves_requests_with_their_kv(fleet, expected, stay):
         rows, tokens = (after[device][k] - before[device][k] for k in ("rows", "tokens_out"))
         assert rows == tokens > 0
     kv_is_free(fleet, staying)
+
+
+def test_prompts_in_the_middle_and_requests_in_the_queue_move_too(fleet, expected):
+    """More requests than lanes, with long prompts: some decode, some are read, some wait."""
+    create(fleet, 2)
+    crowd = [fleet.start_stream(prompt(2000 + n, 120), 12, DEVICES[1]) for n in range(24)]
+    while not any(stream.tokens for stream in crowd):
+        time.sleep(0.005)
+    record, figures = leave(fleet, DEVICES[:1])
+    fleet.retire(record)
+    finish(fleet, crowd, expected)
+    assert figures["requests_moved"] + figures["requests_replayed"] > 0
+    assert sum(stream.continued for stream in crowd) == figures["requests_moved"] > 0
+    kv_is_free(fleet, DEVICES[:1])
+
+
+def test_what_finds_no_room_is_replayed_and_counted(fleet, expected):
+    create(fleet, 2)
+    kept = decoding(
+        fleet, DEVICES[0], 5, length=100, tokens=140
+    )  # 5 x 30 of 128 blocks, in the end
+    moved = decoding(fleet, DEVICES[1], 4, length=120, tokens=120)
+    record, figures = leave(fleet, DEVICES[:1])
+    fleet.retire(record)
+    finish(fleet, kept + moved, expected)
+    assert figures["requests_moved"] + figures["requests_replayed"] == 4
+    assert figures["requests_replayed"] == sum(stream.replays for stream in moved) > 0
+    kv_is_free(fleet, DEVICES[:1])
+
+
+def test_a_forfeit_frees_what_was_copied_ahead(fleet, expected):
+    create(fleet, 2)
+    streams = decoding(fleet, DEVICES[1], 3, tokens=200)
+    new, steps = spread(fleet.placement, DEVICES[:1], 2)
+    record = fleet.record(TransitionKind.SCALE, new, steps)
+    members = fleet.prepare(record)
+    assert all(fleet.workers[device].event("prepared")["ok"] for device in members)
+    assert stats(fleet, DEVICES[0])["kv_blocks_used"] >= 3 * 5
+    for device in members:
+        fleet.workers[device].call("forfeit", operation_id=record.operation_id)
+        assert fleet.workers[device].event("forfeited")["ok"]
+    kv_is_free(fleet, DEVICES[:1])
+    finish(fleet, streams, expected)
+    assert [(stream.moves, stream.replays) for stream in streams] == [(0, 0)] * 3
+
+
+def test_a_receiver_killed_in_prepare_costs_no_request(fleet, expected):
+    """The old epoch broke with it; its own requests are replayed, the others go on in the next."""
+    create(fleet, 3)
+    streams = [s for device in DEVICES[:3] for s in decoding(fleet, device, 2)]
+    new, steps = spread(fleet.placement, DEVICES[:2], 2)
+    record = fleet.record(TransitionKind.SCALE, new, steps)
+    members = fleet.prepare(record)
+    for device in members:
+        assert fleet.workers[device].event("prepared")["ok"]
+    os.kill(fleet.workers[DEVICES[0]].pid, signal.SIGKILL)
+    for device in (DEVICES[1], DEVICES[2]):
+        fleet.workers[device].call("peer_lost", epoch=1)
+        fleet.workers[device].call("forfeit", operation_id=record.operation_id)
+        assert fleet.workers[device].event("forfeited")["ok"]
+    healed = replace(fleet.placement, epoch=3, instances=(2, 1, 1))
+    fleet.retire(fleet.change(TransitionKind.HEAL, healed, ())[0])
+    finish(fleet, streams, expected)
+    assert [stream.replays for stream in streams] == [1, 1, 0, 0, 0, 0]
+    kv_is_free(fleet, DEVICES[:3])
+
+
+def test_a_leaver_killed_at_the_flip_costs_no_request_and_no_block(fleet, expected):
+    """Whatever had gone over and is not claimed ends by itself: its readers replay."""
+    create(fleet, 3)
+    kept = [s for device in DEVICES[:2] for s in decoding(fleet, device, 1)]
+    gone = decoding(fleet, DEVICES[2], 4)
+    new, steps = spread(fleet.placement, DEVICES[:2], 2)
+    record = fleet.record(TransitionKind.SCALE, new, steps)
+    for device in fleet.prepare(record):
+        assert fleet.workers[device].event("prepared")["ok"]
+    for device in new.ranks:
+        fleet.workers[device].call("commit", operation_id=record.operation_id)
+    leaver = fleet.workers.pop(DEVICES[2])
+    leaver.call("commit", operation_id=record.operation_id)
+    os.kill(leaver.pid, signal.SIGKILL)
+    for device in new.ranks:
+        fleet.workers[device].call("peer_lost", epoch=1)
+        assert fleet.workers[device].event("committed")["ok"]
+    fleet.placement = new
+    fleet.retire(record)
+    finish(fleet, kept + gone, expected)
+    assert [stream.replays for stream in kept] == [0, 0]
+    assert all(stream.moves + stream.replays >= 1 for stream in gone)
+    kv_is_free(fleet, DEVICES[:2])
