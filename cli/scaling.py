@@ -106,10 +106,23 @@ def summary_lines(transition: TransitionView) -> list[str]:
         ("prepare", f"{prediction['prepare_s']:.2f} s", _seconds(prepared)),
         ("pause", f"{prediction['pause_ms']:.1f} ms", _milliseconds(actual.get("pause_ms"))),
         ("serving after", "", _seconds(ready_s(transition))),
+        *_moved_requests(actual),
     ]
     widths = f"{transition.from_width} -> {transition.to_width} devices"
     head = f"{transition.model}: {widths}, {transition.phase}"
     return [head, *(f"  {name:14} {left:>12} {right:>12}".rstrip() for name, left, right in rows)]
+
+
+def _moved_requests(actual: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """What became of the requests of ranks that left; nothing when none had any."""
+    moved, replayed = (int(actual.get(f"requests_{word}", 0)) for word in ("moved", "replayed"))
+    if not moved + replayed:
+        return []
+    return [
+        ("moved with KV", "", f"{moved} requests"),
+        ("replayed", "", f"{replayed} requests"),
+        ("KV moved", "", _bytes(actual.get("kv_moved_bytes"))),
+    ]
 
 
 def _between(transition: TransitionView, first: str, second: str) -> float | None:

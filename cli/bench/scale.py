@@ -2,6 +2,7 @@
 
     2->4 ...            moectl, under steady streaming: 2 -> 4 -> 2 -> 4 -> 3
     unprepared          2 -> 4 right after every fork server was killed
+    free a device       4 -> 2 under requests with thousands of tokens to go; runs last
     elasticmoe-like     2 -> 4 with intake paused and in-flight requests drained before the flip
     cold restart        the model ended and started again at 4, fresh interpreters, warm page cache
     horizontal replica  another replica of width 2 from fresh interpreters, on an idle machine,
@@ -30,6 +31,7 @@ from .frame import SOURCE_ROOT, BenchOptions, BenchResult, Results, core_count
 from .scale_cycles import run_cycles
 from .scale_figures import Act, Bytes, ready_s, row_of, worst
 from .scale_fleet import BenchFleet, Shape, bench_fleet, names
+from .scale_free import run_free
 
 DEMO = SOURCE_ROOT / "clusters" / "models" / "demo"
 # 8 layers x 48 experts of 3 MiB in fp32: 1.125 GiB of expert pages.
@@ -121,6 +123,7 @@ class _Measured:
         self._elasticmoe_like(traffic)
         self._cold(traffic)
         self._sum_up()
+        self._free()
 
     def notes(self) -> tuple[str, ...]:
         """What a reader must know."""
@@ -129,7 +132,6 @@ class _Measured:
         )
         return (
             f"expert weights as held in pages (fp32): {held / 2**30:.3f} GiB",
-            "requests of leaving ranks are replayed, not moved with their KV",
             "horizontal replica: measured on an idle machine, which flatters it",
         )
 
@@ -234,6 +236,14 @@ class _Measured:
         self.summary["ready_ratio_best_baseline"] = ours / feasible
         self.summary["ready_ratio_elasticmoe_like"] = ours / ready["elasticmoe-like"]
         self.summary["unprepared_ratio"] = ready["moectl, unprepared"] / ours
+
+    def _free(self) -> None:
+        """4 -> 2 under requests with thousands of tokens to go: when is a device free?"""
+        row = run_free(self._fleet, WIDE, START, self._options.seed)
+        self.results["free a device"] = row
+        for key in ("free_device_s", "free_device_bound_s"):
+            self.summary[key] = row[key]
+        self.summary["failed"] += row["failed"]
 
     def _chats(self) -> list[ChatOptions]:
         """Greedy and sampled in turn."""

@@ -1,10 +1,17 @@
 """What the scale bench counts, from traces made by hand."""
 
+from dataclasses import replace
+
+import pytest
+
 from moectl.cli.bench.scale_figures import Act, Bytes, row_of, worst
 from moectl.cli.bench.scale_fleet import held_bytes, names
+from moectl.cli.bench.scale_free import free_row, link_bytes_per_s
 from moectl.cli.demo.metrics import Trace, Window
 from moectl.cli.demo.residency import Sample
 from moectl.cli.fleet_view import TransitionView
+from moectl.cli.scaling import summary_lines
+from moectl.core.errors import MoectlError
 
 SIZES = Bytes(expert=10, kv_block=4)
 
@@ -50,6 +57,28 @@ def test_the_worst_is_the_least_of_shares_and_the_sum_of_failures():
     rows = [{"kv_recovered": 1.0, "failed": 1, "ready_s": 2.0}] * 2
     rows += [{"kv_recovered": 0.5, "failed": 0, "ready_s": 1.0}]
     assert worst(rows) == {"kv_recovered": 0.5, "failed": 2, "ready_s": 2.0}
+
+
+def test_a_device_is_free_when_its_pages_are_back_and_the_bound_allows_for_its_kv():
+    moved = {"kv_moved_bytes": 500.0, "requests_moved": 2.0, "move_tail_ms": 20.0}
+    row = free_row(replace(scale(4, 2), actual=moved), link=1000.0)
+    assert (row["free_device_s"], row["free_device_bound_s"]) == (3.0, 2.5)
+    assert (row["requests_moved"], row["requests_replayed"]) == (2, 0)
+    with pytest.raises(MoectlError, match="forfeited"):
+        free_row(replace(scale(), phase="forfeited", phase_at={}), link=1.0)
+
+
+def test_the_link_between_two_addresses_is_measured_by_what_goes_over_it():
+    assert link_bytes_per_s() > 1 << 20
+
+
+def test_people_are_told_what_became_of_requests_only_where_ranks_left():
+    figures = {"requests_moved": 2.0, "requests_replayed": 1.0, "kv_moved_bytes": 2048.0}
+    prediction = {"bytes_moved": 0, "prepare_s": 0.0, "pause_ms": 0.0}
+    told = replace(scale(4, 2), actual=figures, prediction=prediction)
+    text = "\n".join(summary_lines(told))
+    assert "moved with KV" in text and "2 requests" in text and "2KiB" in text
+    assert "moved with KV" not in "\n".join(summary_lines(replace(told, actual={})))
 
 
 def test_a_scale_that_comes_again_has_a_name_of_its_own():
