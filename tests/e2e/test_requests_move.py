@@ -173,3 +173,31 @@ def test_a_leaver_killed_at_the_flip_costs_no_request_and_no_block(fleet, expect
     assert [stream.replays for stream in kept] == [0, 0]
     assert all(stream.moves + stream.replays >= 1 for stream in gone)
     kv_is_free(fleet, DEVICES[:2])
+
+
+def test_a_drained_node_hands_its_requests_to_ranks_that_have_just_joined(fleet, expected):
+    """Nobody stays: the receivers' engines exist since this very transition."""
+    create(fleet, 2)
+    streams = [s for device in DEVICES[:2] for s in decoding(fleet, device, 2)]
+    record, figures = leave(fleet, DEVICES[2:])
+    fleet.retire(record)
+    finish(fleet, streams, expected)
+    assert (figures["requests_moved"], figures["requests_replayed"]) == (4, 0)
+    assert [(s.moves, s.continued, s.replays) for s in streams] == [(1, 1, 0)] * 4
+    rows = [stats(fleet, device)["rows"] for device in DEVICES[2:]]
+    assert sum(rows) == sum(stats(fleet, device)["tokens_out"] for device in DEVICES[2:])
+    kv_is_free(fleet, DEVICES[2:])
+
+
+def test_a_request_may_move_again_and_again(fleet, expected):
+    create(fleet, 2)
+    streams = decoding(fleet, DEVICES[0], 3, tokens=180)
+    for ranks in (DEVICES[2:3], DEVICES[:2], DEVICES[2:]):
+        record, figures = leave(fleet, ranks)
+        fleet.retire(record)
+        assert figures["requests_replayed"] == 0
+        while fleet.homeless.qsize():
+            fleet.place_homeless()
+    finish(fleet, streams, expected)
+    assert all(stream.moves >= 1 and not stream.replays for stream in streams)
+    kv_is_free(fleet, DEVICES[2:])
