@@ -6,6 +6,8 @@ This file only puts the parts together and takes them apart again:
     "data"         DataServer      gateways: requests in, tokens out
     "control"      ControlServer   the agent: status, transitions
     "lifecycle"    Lifecycle       prepares, commits, retires, forfeits
+    "depart"       Departure       hands requests over when this rank leaves
+    "land"         Landing         takes over requests of ranks that leave
     "keeper"       Keeper          hands this device's memory to a new HMM when the old one died
     "prepare",     throw-away      copying and mapping at idle priority, groups that meet
     "meet"
@@ -21,7 +23,6 @@ from typing import Any
 
 import torch
 
-from ...core.errors import WorkerError
 from ...core.records import WorkerStats, to_plain
 from ...core.transitions import WorkerState
 from ...memory.hmm.keeper import Keeper
@@ -31,6 +32,7 @@ from .control import ControlServer
 from .inbox import Inbox
 from .lifecycle import Lifecycle
 from .model import build_template
+from .move_wire import read_secret
 from .request import StepResult
 from .serve import DataServer
 from .steps import Callbacks, LoopState, StepLoop
@@ -49,7 +51,7 @@ class Worker:
         self.launch = launch
         self.context = WorkerContext.build(launch, template)
         self.inbox = Inbox(self.context.limits.max_queued)
-        secret = _read_secret(launch.secret_file)
+        secret = read_secret(launch.secret_file)
         greeting = {"model": launch.model, "context_tokens": self.context.limits.max_context}
         self.data = DataServer(launch.data_host, secret, greeting, self.inbox)
         callbacks = Callbacks(self._publish, self._live, self._broken)
@@ -155,13 +157,6 @@ def run(launch: WorkerLaunch, template: Any) -> int:
     )
     worker.serve()
     return 0
-
-
-def _read_secret(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii").strip()
-    except (OSError, ValueError) as error:
-        raise WorkerError(f"the fleet's secret cannot be read: {error}") from error
 
 
 def _percentile(ascending: list[float], share: float) -> float:
