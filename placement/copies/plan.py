@@ -25,6 +25,7 @@ from .layout import Floats, Layout, Slots, check_layout, checked_loads
 from .search_reference import Search, Task
 
 SWEEPS = 4  # rounds of pouring before the first step
+JITTER = 0.1  # of the loads, for the starts of further searches: other copies, nearly as good
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Effort:
     pours: int = 0  # further steps for copies that may carry unequal shares
     stuck: int = 8  # devices that nothing helps, before the end; -1: swaps only, at the first
     near: float = 1e-4  # a layer within this of its bound is done
+    restarts: int = 0  # further searches, each from EPLB's answer to slightly other loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,11 @@ def thorough(layout: Layout, shares: str = "split") -> Effort:
     """Until nothing helps any more. `shares`: equal, or split (they may be unequal)."""
     if shares == "equal":
         return Effort(8 * layout.devices, 0, max(8, layout.devices // 4))
+    # With few slots a search ends in a corner; others, from nearby starts, in better ones.
+    restarts = 3 if layout.per_device <= 4 else 0
     # A start that is even with equal shares, and then most of the search with unequal ones.
-    return Effort(layout.devices, 16 * layout.devices, max(8, layout.devices // 3))
+    devices = layout.devices
+    return Effort(devices, 16 * devices, max(8, devices // 3), restarts=restarts)
 
 
 def plan_layers(load_LE: ArrayLike, layout: Layout, effort: Effort | None = None) -> CopyPlan:
@@ -81,7 +86,22 @@ def plan_layers(load_LE: ArrayLike, layout: Layout, effort: Effort | None = None
     plan = _judged(loads, layout, found, steps)
     if effort.pours > 0:
         plan = _better_of(plan, _judged(loads, layout, first, 0))
+    for turn in range(effort.restarts if effort.steps > 0 else 0):
+        plan = _better_of(plan, _restarted(loads, plan, effort, turn))
     return plan
+
+
+def _restarted(loads: Floats, plan: CopyPlan, effort: Effort, turn: int) -> CopyPlan:
+    """Another search of the layers that are not at their bound, from a start that differs a bit."""
+    layout = plan.layout
+    jitter = np.random.default_rng(turn).uniform(1 - JITTER, 1 + JITTER, loads.shape)
+    found = searched(np.ascontiguousarray(loads * jitter), layout, quick())[1].copy()
+    steps = 0
+    for layer in np.flatnonzero(plan.split_L > plan.bound_L * (1 + effort.near)).tolist():
+        work_E1 = (loads[layer] / plan.bound_L[layer])[:, None]
+        took, _ = _refined(Refine(work_E1, found[layer], layout, effort), -1)
+        steps += took
+    return _judged(loads, layout, found, steps)
 
 
 def searched(loads_LE: Floats, layout: Layout, effort: Effort) -> tuple[Slots, Slots, int]:
@@ -134,12 +154,11 @@ def _judged(loads: Floats, layout: Layout, slot_LR: Slots, steps: int) -> CopyPl
 
 
 def _better_of(plan: CopyPlan, other: CopyPlan) -> CopyPlan:
-    """Per layer the one that is better when tokens are split."""
+    """Per layer the one that is better when tokens are split; its steps count in any case."""
     worse = other.split_L < plan.split_L
-    if not worse.any():
-        return plan
     return replace(
         plan,
+        steps=plan.steps + other.steps,
         slot_LR=np.where(worse[:, None], other.slot_LR, plan.slot_LR),
         equal_L=np.where(worse, other.equal_L, plan.equal_L),
         split_L=np.where(worse, other.split_L, plan.split_L),

@@ -84,7 +84,7 @@ def test_the_maps_say_the_same_three_times(task) -> None:
 @given(tasks())
 def test_c_places_as_python_does(task) -> None:
     layout, (load,) = task
-    efforts = [Effort(0), Effort(30, stuck=2), Effort(20, 20, 3)]
+    efforts = [Effort(0), Effort(30, stuck=2), Effort(20, 20, 3), Effort(9, 9, 3, restarts=1)]
     fast = [plan_layers(load, layout, effort) for effort in efforts]
     maps = rebalance_experts(load, layout.slots, 1, 1, layout.devices)
     with pytest.MonkeyPatch.context() as patch:
