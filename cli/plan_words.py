@@ -78,16 +78,17 @@ def workload(words: Words) -> "Workload":
         limits: dict[str, float] = {}
         for part in filter(None, re.split(r"[,\s]+", words.limits)):
             key, _, value = part.partition("=")
-            if key not in ("ttft", "tpot"):
+            if key not in ("ttft", "tpot", "gap"):
                 raise UsageError(
-                    f"--slo {part}: not a limit", next_step="such as ttft=2s,tpot=50ms"
+                    f"--slo {part}: not a limit", next_step="such as ttft=2s,tpot=50ms,gap=0.5s"
                 )
             limits[key] = parse_duration_s(value)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if min(lengths) < 1 or words.rate < 0:
         raise UsageError("lengths must be at least 1 token and the rate not negative")
-    return Workload(*lengths, limits.get("ttft"), limits.get("tpot"), words.rate or None)
+    first_s, each_s, gap_s = (limits.get(key) for key in ("ttft", "tpot", "gap"))
+    return Workload(*lengths, first_s, each_s, words.rate or None, gap_s=gap_s)
 
 
 def replicas(planned: "Planned") -> "list[tuple[Replica, int, Pool]]":
@@ -106,7 +107,7 @@ def replicas(planned: "Planned") -> "list[tuple[Replica, int, Pool]]":
                 question.precision,
                 block.candidate.batch,
                 context,
-                min(work.chunk, context),
+                min(block.candidate.chunk, context),
                 block.candidate.role,
             ),
             block.replicas,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import UnplaceableError, UsageError
 
 if TYPE_CHECKING:
-    from ..placement.candidates import Candidate, Question, Rejected
+    from ..placement.candidates import Candidate, Question, Refusal, Rejected
     from ..placement.constants import Constants
-    from ..placement.search import Fleet, Pool
+    from ..placement.search import Block, Fleet, Pool
 
 GROUP = re.compile(r"(\d+)x([\w.+/-]+?)(?::(\d+))?")
 WHY_MAX = 8
@@ -29,6 +29,7 @@ class Planned:
     pools: "tuple[Pool, ...]"
     fleet: "Fleet"
     seconds: float
+    constants: "Constants"
 
 
 def read_fleet(text: str) -> "tuple[Pool, ...]":
@@ -65,7 +66,7 @@ def ask(
 
     began = time.perf_counter()
     fleet = best_fleet(question, pools, constants)
-    planned = Planned(model, question, pools, fleet, time.perf_counter() - began)
+    planned = Planned(model, question, pools, fleet, time.perf_counter() - began, constants)
     wanted = question.workload.rate
     if not fleet.blocks or (wanted is not None and fleet.rate < wanted):
         raise UnplaceableError(
@@ -80,9 +81,17 @@ def why(fleet: "Fleet") -> "list[Rejected]":
     """For every limit, the layouts that miss it by least."""
     every = sorted((r for pool in fleet.rejected for r in pool), key=lambda r: r.excess)
     found: list[Rejected] = []
-    for limit in ("memory", "tpot", "ttft", "engine"):
+    for limit in ("memory", "tpot", "ttft", "gap", "engine"):
         found += [item for item in every if item.limit == limit][: WHY_MAX // 4]
     return found
+
+
+def refused(fleet: "Fleet") -> "list[Refusal]":
+    """Families of layouts of which none can serve on any pool: what binds the nearest of each."""
+    from ..placement.candidates import refused_families
+
+    everything = [r for pool in fleet.rejected for r in pool]
+    return refused_families(everything, [c for pool in fleet.candidates for c in pool])
 
 
 def _headline(planned: Planned) -> str:
@@ -113,7 +122,11 @@ def _nearest(planned: Planned, constants: "Constants") -> str:
     more = _more_devices(planned, constants)
     if more:
         changes.append(f"{more - have} more devices ({more} in all)")
-    loosened = (("ttft", replace(work, ttft_s=None)), ("tpot", replace(work, tpot_s=None)))
+    loosened = (
+        ("ttft", replace(work, ttft_s=None)),
+        ("tpot", replace(work, tpot_s=None)),
+        ("gap", replace(work, gap_s=None)),
+    )
     for name, looser in loosened:
         if getattr(work, f"{name}_s") is None:
             continue
@@ -180,11 +193,37 @@ def to_plain(planned: Planned) -> dict[str, Any]:
                 "device": planned.pools[block.pool].hardware.name,
                 "replicas": block.replicas,
                 **candidate_plain(planned, block.candidate),
+                "prompt": _prompt(planned, block),
             }
             for block in fleet.blocks
         ],
         "pareto": [candidate_plain(planned, c) for c in front(planned)],
         "why_not": [item.text for item in why(fleet)],
+        "refused": [
+            {
+                "family": item.family,
+                "layouts": item.layouts,
+                "limit": item.nearest.limit,
+                "over": None if item.nearest.limit == "engine" else round(item.nearest.excess, 4),
+                "nearest": item.nearest.text,
+            }
+            for item in refused(fleet)
+        ],
+    }
+
+
+def _prompt(planned: Planned, block: "Block") -> dict[str, Any]:
+    """How a replica cuts one prompt: a pipeline gets chunks of equal time, others even ones."""
+    from ..placement.long_prompt import cut
+
+    hardware = planned.pools[block.pool].hardware
+    found = cut(planned.question, hardware, block.candidate, planned.constants)
+    return {
+        "chunks": len(found.chunks),
+        "first": found.chunks[0],
+        "last": found.chunks[-1],
+        "bubble": round(found.bubble, 4),
+        "bubble_of_even_chunks": round(found.fixed_bubble, 4),
     }
 
 
@@ -205,9 +244,9 @@ def candidate_plain(planned: Planned, candidate: "Candidate") -> dict[str, Any]:
 
     work, shape = planned.question.workload, planned.question.shape
     demand = Demand(
-        float(candidate.batch),
+        candidate.under_way / candidate.layout.pp,
         work.input_tokens + work.output_tokens,
-        min(work.chunk, work.input_tokens),
+        min(candidate.chunk, work.input_tokens),
     )
     memory = memory_terms(shape, candidate.layout, planned.question.precision, demand)
     return {
@@ -216,11 +255,14 @@ def candidate_plain(planned: Planned, candidate: "Candidate") -> dict[str, Any]:
         "devices": candidate.devices,
         "role": candidate.role,
         "batch": candidate.batch,
+        "under_way": candidate.under_way,
+        "chunk": candidate.chunk,
         "requests_per_s": candidate.rate,
         "tokens_per_s_device": candidate.density * work.output_tokens,
         "tokens_per_s_user": 1 / candidate.tpot_s if candidate.tpot_s else 0.0,
         "ttft_s": candidate.ttft_s,
         "tpot_s": candidate.tpot_s,
+        "gap_s": candidate.gap_s,
         "memory_gb": {
             name: round(value / 1e9, 3) for name, value in asdict(memory).items() if value
         },

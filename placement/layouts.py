@@ -68,12 +68,12 @@ def divisors(number: int, limit: int) -> list[int]:
     return [n for n in range(1, min(number, limit) + 1) if number % n == 0]
 
 
-def layouts(shape: ModelShape, devices: int, *, long_context: bool = False) -> Iterator[Layout]:
-    """Every legal layout of exactly `devices` devices; cp above 1 only for long contexts."""
+def layouts(shape: ModelShape, devices: int, *, context_ranks: int = 1) -> Iterator[Layout]:
+    """Every legal layout of exactly `devices` devices, with at most so many ranks to a prompt."""
     for pp in divisors(devices, shape.layers):
         stage = devices // pp
         for tp in divisors(stage, shape.heads):
-            for cp in divisors(stage // tp, 64) if long_context else [1]:
+            for cp in divisors(stage // tp, context_ranks):
                 dp = stage // tp // cp
                 for ep in divisors(stage, max(1, shape.experts)):
                     layout = Layout(tp, pp, dp, ep, cp)

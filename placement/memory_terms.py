@@ -91,6 +91,11 @@ def memory_terms(
     )
 
 
+def chunk_bytes(shape: ModelShape, layout: Layout, demand: Demand) -> float:
+    """The terms that a wider prefill chunk makes larger: activations and buffers."""
+    return activation_bytes(shape, layout, demand) + _buffer_bytes(shape, layout, demand)
+
+
 def _is_replicated(shape: ModelShape) -> bool:
     return all(g.attention.is_replicated for g in shape.groups if g.attention.kv_elements)
 

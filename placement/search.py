@@ -81,7 +81,8 @@ def best_fleet(question: Question, pools: Sequence[Pool], constants: Constants) 
     wanted = question.workload.rate
     for index in _cheapest_first(pools):
         pool = pools[index]
-        found = enumerate_layouts(question.shape, pool.node_devices, pool.devices)
+        ranks = question.workload.context_ranks
+        found = enumerate_layouts(question.shape, pool.node_devices, pool.devices, ranks)
         candidates, refused = weigh_all(question, pool.hardware, found, constants)
         every.append(tuple(candidates))
         rejected.append(tuple(refused))

@@ -97,7 +97,6 @@ def columns(points: Sequence[Point]) -> Columns:
             "input": np.array([float(p.input_tokens) for p in points]),
             "output": np.array([float(p.output_tokens) for p in points]),
             "chunk": np.array([float(p.chunk) for p in points]),
-            "chunks": np.array([float(-(-p.input_tokens // p.chunk)) for p in points]),
             "lockstep": np.array([p.traffic.lockstep for p in points]),
             "poll": np.array([p.traffic.poll_steps for p in points]),
             "opening": np.array([p.traffic.opening for p in points]),
@@ -166,16 +165,21 @@ def select(table: Columns, mask: NDArray[np.bool_]) -> Columns:
 
 
 class _Weights:
-    """Constants spread over the points of a table: w("name") is an array of n."""
+    """Constants spread over the points of a table: w("name") is an array of n, or one number when
+    all points are of one engine."""
 
     def __init__(self, constants: Constants, table: Columns) -> None:
         self._constants, self._engine = constants, table.engine
         self._older = table.load["older"] > 0
+        names = (*ENGINES, "")
+        alike = len(self._engine) > 0 and bool((self._engine == self._engine[0]).all())
+        self._only = names[int(self._engine[0])] if alike else None
 
-    def __call__(self, name: str) -> Array:
+    def __call__(self, name: str) -> Any:
+        if self._only is not None:
+            return self._constants.of(name, self._only)
         by_engine = [self._constants.of(name, engine) for engine in (*ENGINES, "")]
-        picked: Array = np.array(by_engine)[self._engine]
-        return picked
+        return np.array(by_engine)[self._engine]
 
     def older(self, name: str) -> Array:
         """A factor that holds on older devices alone."""
@@ -210,13 +214,25 @@ def step_seconds(constants: Constants, table: Columns) -> Array:
     return total
 
 
-def prefill_seconds(constants: Constants, table: Columns) -> Array:
-    """Seconds of one prompt's prefill without launches, all its chunks and stages together, [n].
+def prompt_parts(constants: Constants, table: Columns) -> tuple[Array, Array]:
+    """Device seconds of a prompt in one piece, all stages together: what grows with its length, and
+    what grows with the square of it, each [n]."""
+    w = _Weights(constants, table)
+    linear, expert = _products(w, table, np.ones(1))
+    messages = _messages(w, table, table.prefill, 1.0)
+    return linear + expert + messages, _attention_seconds(w, table)
 
-    Every chunk reads the weights again, and the cache of the chunks before it.
-    """
-    w, t, chunks = _Weights(constants, table), table.prefill, table.load["chunks"]
-    read, math = w.older("older_read"), w.older("older_math")
+
+def _attention_seconds(w: _Weights, table: Columns) -> Array:
+    """A ring of context ranks passes keys on while it computes with those it has."""
+    t = table.prefill
+    ring = t["ring_bytes"] / (w("link") * w.older("older_link"))
+    return _larger(t["attention_math"] / (w("prefill_attention") * w.older("older_math")), ring)
+
+
+def _products(w: _Weights, table: Columns, chunks: Array) -> tuple[Array, Array]:
+    """Seconds of dense and of expert products of a prompt; every chunk reads the weights again."""
+    t, read, math = table.prefill, w.older("older_read"), w.older("older_math")
     four_bit = np.where(table.load["four_bit"] > 0, w("fp4_math"), 1.0)
     tokens = np.maximum(1.0, t["tokens_per_expert"] / chunks)
     rate = w("prefill_expert") * four_bit * math * tokens / (tokens + w("half_full"))
@@ -227,12 +243,62 @@ def prefill_seconds(constants: Constants, table: Columns) -> Array:
     expert = _larger(
         chunks * t["expert_read"] / (w("expert_read") * read), t["expert_math"] * w("skew") / rate
     )
-    # A ring of context ranks passes keys on while it computes with those it has.
-    ring = t["ring_bytes"] / (w("link") * w.older("older_link"))
-    attention = _larger(t["attention_math"] / (w("prefill_attention") * math), ring)
-    again = (chunks - 1) * t["cache_read"] / (w("cache_read") * read)
-    total: Array = linear + expert + attention + again + _messages(w, table, t, chunks)
-    return total
+    return linear, expert
+
+
+def chunk_counts(constants: Constants, table: Columns) -> Array:
+    """Iterations that a prompt takes, [n].
+
+    One stage cuts evenly. Stages that follow each other get chunks of equal time, the first and
+    widest of them as wide as a chunk may be: as many as the whole prompt takes times the first.
+    """
+    even = np.ceil(table.load["input"] / table.load["chunk"])
+    if not (table.load["pp"] > 1).any():
+        return even
+    linear, square = prompt_parts(constants, table)
+    share = np.minimum(1.0, table.load["chunk"] / table.load["input"])
+    equal = np.ceil((linear + square) / (linear * share + square * share**2))
+    counts: Array = np.where(table.load["pp"] > 1, np.maximum(even, equal), even)
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefill:
+    """One prompt on its replica, each [n]: seconds of the device and of the host that launches,
+    all chunks and stages together, and how many chunks."""
+
+    device: Array
+    host: Array
+    chunks: Array
+
+    @property
+    def seconds(self) -> Array:
+        """The larger of both: the host runs ahead of the device, or the device waits for it."""
+        return _larger(self.device, self.host)
+
+    def waits(self, stages: Array) -> Array:
+        """The share of the work that its own first token waits for: n chunks of equal time pass
+        p stages in n + p - 1 of their n p parts."""
+        share: Array = (self.chunks + stages - 1) / (self.chunks * stages)
+        return share
+
+
+def _prefill(constants: Constants, w: _Weights, table: Columns) -> _Prefill:
+    chunks = chunk_counts(constants, table)
+    t = table.prefill
+    linear, expert = _products(w, table, chunks)
+    again = (chunks - 1) * t["cache_read"] / (w("cache_read") * w.older("older_read"))
+    device = linear + expert + _attention_seconds(w, table) + again
+    host = w.older("older_launch") * t["launches"] * w("prefill_launch_s") * chunks
+    return _Prefill(device + _messages(w, table, t, chunks), host, chunks)
+
+
+def prefill_seconds(constants: Constants, table: Columns) -> Array:
+    """Seconds of one prompt's prefill without launches, all its chunks and stages together, [n].
+
+    Every chunk reads the weights again, and the cache of the chunks before it.
+    """
+    return _prefill(constants, _Weights(constants, table), table).device
 
 
 def _messages(w: _Weights, table: Columns, t: dict[str, Array], times: Array | float) -> Array:
@@ -245,63 +311,50 @@ def _messages(w: _Weights, table: Columns, t: dict[str, Array], times: Array | f
     return total + t["activations"] / w("activation_read")
 
 
-def token_seconds(constants: Constants, table: Columns) -> tuple[Array, Array]:
-    """(TPOT, TTFT) in seconds, each [n]."""
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of n points, each [n]."""
+
+    tpot: Array
+    ttft: Array
+    step: Array  # a decode step that no prompt disturbs
+    gap: Array  # a decode step that shares its iteration with a chunk of a prompt
+    busy: Array  # a replica without decoding, with one prompt
+    alone: Array  # to the first token of a prompt that has such a replica for itself
+    through: Array  # of that, the time in its stages
+
+
+def all_seconds(constants: Constants, table: Columns) -> Times:
+    """Everything that a plan asks of n points."""
     w, load = _Weights(constants, table), table.load
-    step, prefill = step_seconds(constants, table), prefill_seconds(constants, table)
-    host = _host_seconds(w, table)
+    step, prefill = step_seconds(constants, table), _prefill(constants, w, table)
     # Prompts that one iteration can take, and those that it meets: itself, and as many as end in
     # the step before.
     room = np.maximum(1.0, load["chunk"] / load["input"])
-    pipe = _pipelined(load)
     arriving = load["batch"] / load["output"]
-    share = arriving * _larger(prefill, host / np.minimum(room, 1.0 + arriving))
+    share = arriving * _larger(prefill.device, prefill.host / np.minimum(room, 1.0 + arriving))
     tpot = step + w("mixing") * share
     busy = np.minimum(UTILISATION_MAX, share / tpot)
     steps = w("own_steps") + (load["poll"] - 1) / 2
     together = w("own_prefill") + w("lockstep") * load["lockstep"]
-    burst = w("burst") * load["opening"] * load["batch"] * _larger(prefill, host / room)
-    queue = w("queueing") * prefill * busy / (1 - busy)
-    own = together * pipe * _larger(prefill, host) + steps * step
-    ttft = (_admission(w, table) + own + burst + queue) * w("first_token_center")
-    return tpot, ttft * _replication(w, table)
+    shared = _larger(prefill.device, prefill.host / room)
+    burst = w("burst") * load["opening"] * load["batch"] * shared
+    queue = w("queueing") * prefill.device * busy / (1 - busy)
+    own = prefill.waits(load["pp"]) * prefill.seconds
+    admission = w("admit_s") + load["input"] * w("token_s")
+    weight = w("first_token_center") * np.where(load["dp"] > 1, w("replicated"), 1.0)
+    return Times(
+        tpot=tpot,
+        ttft=(admission + together * own + steps * step + burst + queue) * weight,
+        step=step,
+        gap=step + prefill.seconds / prefill.chunks,
+        busy=prefill.seconds,
+        alone=(admission + own) * weight,
+        through=own,
+    )
 
 
-def _host_seconds(w: _Weights, table: Columns) -> Array:
-    """Seconds in which the host launches the kernels of one prompt's iterations, [n]."""
-    each: Array = w.older("older_launch") * table.prefill["launches"] * w("prefill_launch_s")
-    return each * table.load["chunks"]
-
-
-def _pipelined(load: dict[str, Array]) -> Array:
-    """The share of a prompt's work that its first token waits for: n chunks of equal time pass p
-    stages in n + p - 1 of their n p parts."""
-    share: Array = (load["chunks"] + load["pp"] - 1) / (load["chunks"] * load["pp"])
-    return share
-
-
-def _admission(w: _Weights, table: Columns) -> Array:
-    """Seconds from the arrival of a prompt to its first iteration, its tokenisation included."""
-    total: Array = w("admit_s") + table.load["input"] * w("token_s")
-    return total
-
-
-def _replication(w: _Weights, table: Columns) -> Array:
-    return np.where(table.load["dp"] > 1, w("replicated"), 1.0)
-
-
-def longest_gap(constants: Constants, table: Columns) -> Array:
-    """Seconds of a decode step that shares its iteration with one chunk of a prompt, [n]."""
-    w = _Weights(constants, table)
-    prompt = _larger(prefill_seconds(constants, table), _host_seconds(w, table))
-    total: Array = step_seconds(constants, table) + prompt / table.load["chunks"]
-    return total
-
-
-def lone_prefill(constants: Constants, table: Columns) -> tuple[Array, Array]:
-    """(seconds that a replica without decoding is busy with one prompt, seconds to its first
-    token when nothing else is there), each [n]."""
-    w = _Weights(constants, table)
-    busy = _larger(prefill_seconds(constants, table), _host_seconds(w, table))
-    alone = (_admission(w, table) + _pipelined(table.load) * busy) * w("first_token_center")
-    return busy, alone * _replication(w, table)
+def token_seconds(constants: Constants, table: Columns) -> tuple[Array, Array]:
+    """(TPOT, TTFT) in seconds, each [n]."""
+    times = all_seconds(constants, table)
+    return times.tpot, times.ttft

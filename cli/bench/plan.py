@@ -2,7 +2,9 @@
 
 facts       parameter totals of every card against what is published
 floors      the least memory for a million tokens against the published floors
+long        a million tokens on 64 devices: layout, chunks, first token, memory
 rows        predictions on measured rows that no fit has seen, by left-out model and device
+rival       AIConfigurator on the same rows, where it is installed
 anchors     published long-context figures
 optimal     random instances against brute force
 speed       a 32-device question and a heterogeneous fleet of 10,000 devices
@@ -18,7 +20,8 @@ from typing import TYPE_CHECKING
 from .frame import BenchOptions, BenchResult, Results, data_folder, require_files
 
 if TYPE_CHECKING:
-    from ...placement.scores import Score
+    from ...placement.scores import Believed, Score
+    from ...placement.weigh import Array
 
 INSTANCES = 1000
 ROWS_FILE = "silicon/calibration.csv"
@@ -31,11 +34,12 @@ FLOORS = {
 }
 MILLION_CONTEXT = 1_010_000  # the recommended length of those models' own serving line
 MILLION_CHUNK = 131_072
+RIVAL_LEAVES_S = 300.0  # of the time given, for the random instances
 Part = tuple[Results, dict[str, float], list[str]]
 
 
 def run(options: BenchOptions) -> BenchResult:
-    """All parts; the slow one (rows) last but one."""
+    """All parts; the slow ones (rows, instances) last."""
     file = options.files[0] if options.files else None
     if file is None:
         file = require_files(data_folder(options.data), [ROWS_FILE])[0]
@@ -46,8 +50,9 @@ def run(options: BenchOptions) -> BenchResult:
         ("facts", _facts),
         ("floors", _floors),
         ("anchors", _anchors),
+        ("long", _long),
         ("speed", _speed),
-        ("rows", lambda: _rows(file)),
+        ("rows", lambda: _rows(file, options)),
         ("optimal", lambda: _optimal(options)),
     )
     for name, part in parts:
@@ -77,13 +82,19 @@ def _facts() -> Part:
             continue
         billions = shape.total_parameters / 1e9
         rounding = published.get("roundedToBillion", 0) / 2
+        raw = abs(billions / total - 1)
         if rounding:
-            notes.append(f"card {name}: {billions:.2f}B against {total}B, rounded")
+            notes.append(
+                f"card {name}: {billions:.2f}B computed, {total}B published to the nearest"
+                f" {2 * rounding:g}B: {raw:.4f} apart, inside the rounding if at most"
+                f" {rounding / total:.4f}"
+            )
         results[f"facts {name}"] = {
             "total_b": billions,
             "published_b": float(total),
             "error": max(0.0, abs(billions - total) - rounding) / total,
-            "raw_error": abs(billions / total - 1),
+            "raw_error": raw,
+            "rounding": rounding / total,
         }
     worst = {
         "param_error": max(row["error"] for row in results.values()),
@@ -133,6 +144,45 @@ def _anchors() -> Part:
     return results, {"anchors": max(abs(a.error) for a in found), "anchor_count": len(found)}, notes
 
 
+def _long() -> Part:
+    """The fastest first token of a million on 64 devices, over all layouts and chunks."""
+    from dataclasses import asdict
+
+    from ...placement.candidates import Question, Workload
+    from ...placement.long_prompt import cut
+    from ...placement.quantities import PRECISIONS
+    from ...placement.search import Pool, best_fleet
+    from .. import catalogue
+
+    constants, hardware = catalogue.constants(), catalogue.find_device("h200")
+    results: Results = {}
+    for name in FLOORS:
+        _, shape = catalogue.find_shape(name)
+        question = Question(shape, PRECISIONS["bf16"], "any", Workload(1_000_000, 1024))
+        fleet = best_fleet(question, (Pool(hardware, 8, 8),), constants)
+        serving = [c for c in fleet.candidates[0] if c.role == "serve"]
+        for title, found in (
+            ("any", min(serving, key=lambda c: c.ttft_s)),
+            (
+                "pipeline",
+                min((c for c in serving if c.layout.pp > 1), key=lambda c: c.ttft_s),
+            ),
+        ):
+            parts = cut(question, hardware, found, constants)
+            results[f"long {name}, {title}"] = {
+                **{key: float(value) for key, value in asdict(found.layout).items()},
+                "chunk": float(found.chunk),
+                "chunks": float(len(parts.chunks)),
+                "ttft_s": found.ttft_s,
+                "tpot_ms": 1e3 * found.tpot_s,
+                "gb_of_device": found.memory_bytes / 1e9,
+                "bubble": parts.bubble,
+                "bubble_of_even_chunks": parts.fixed_bubble,
+            }
+    bubbles = [row["bubble"] for name, row in results.items() if name.endswith("pipeline")]
+    return results, {"long_bubble": max(bubbles)}, []
+
+
 def _speed() -> Part:
     from ...placement.candidates import Question, Workload
     from ...placement.quantities import PRECISIONS
@@ -179,7 +229,7 @@ def _speed() -> Part:
     return results, figures, [note]
 
 
-def _rows(file: Path) -> Part:
+def _rows(file: Path, options: BenchOptions) -> Part:
     import numpy as np
 
     from ...placement import scores
@@ -200,8 +250,15 @@ def _rows(file: Path) -> Part:
     }
     for fold, (count, tpot, ttft) in {**by_model.per, **by_device.per}.items():
         results[f"fold {fold}"] = {"rows": count, "tpot_mape": tpot, "ttft_mape": ttft}
-    notes = [f"left out, {rule}: lines {lines}" for rule, lines in by_rule(left).items()]
-    figures = {
+    rules = by_rule(left)
+    results["rows left out by rule"] = {rule: len(lines) for rule, lines in rules.items()}
+    notes = [f"left out, {rule}: lines {lines}" for rule, lines in rules.items()]
+    for title, found in (("model", by_model), ("device", by_device)):
+        results[f"spread over folds, {title}"] = _spread(found)
+    rival, beside, said = _rival(evidence, zero, options)
+    results |= rival
+    notes += said
+    figures = beside | {
         "tpot_mape_zero": by_model.tpot_mape,
         "ttft_mape_zero": by_model.ttft_mape,
         "tpot_mape": refined.tpot_mape,
@@ -210,6 +267,66 @@ def _rows(file: Path) -> Part:
         "layout_score": min(by_model.layout_score, refined.layout_score),
         "rows_seen": seen,
         "rows_scored": by_model.rows,
+    }
+    return results, figures, notes
+
+
+def _spread(score: "Score") -> dict[str, float]:
+    """Mean, least, most and deviation of the folds' errors, every fold counting the same."""
+    import numpy as np
+
+    found: dict[str, float] = {}
+    for index, name in ((1, "tpot"), (2, "ttft")):
+        errors = np.array([fold[index] for fold in score.per.values()])
+        found |= {
+            f"{name}_mean": float(errors.mean()),
+            f"{name}_least": float(errors.min()),
+            f"{name}_most": float(errors.max()),
+            f"{name}_deviation": float(errors.std()),
+        }
+    return found
+
+
+def _rival(evidence: "Believed", zero: "tuple[Array, Array]", options: BenchOptions) -> Part:
+    """AIConfigurator and our zero-shot predictions on the rows that it answers."""
+    import numpy as np
+
+    from . import plan_rival
+
+    if not plan_rival.is_installed():
+        return {}, {}, ["AIConfigurator: not installed (pip install 'moectl[bench]'), not compared"]
+    until = options.left_s() - RIVAL_LEAVES_S
+    began = time.perf_counter()
+    answers, refused = plan_rival.answers(
+        evidence.rows, options.report, lambda: until - (time.perf_counter() - began)
+    )
+    at = [i for i, row in enumerate(evidence.rows) if row.line in answers]
+    notes = [f"AIConfigurator, {count} rows unanswered: {why}" for why, count in refused.items()]
+    if not at:
+        return {}, {"rival_rows": 0}, notes
+    theirs = np.array([answers[evidence.rows[i].line] for i in at])
+    has = evidence.has_ttft[at] > 0
+    tpot, ttft = evidence.evidence.tpot[at], evidence.evidence.ttft[at]
+
+    def errors(first: "Array", second: "Array") -> dict[str, float]:
+        missed = np.abs(first / tpot - 1), np.abs(second / ttft - 1)[has]
+        return {
+            "rows": len(at),
+            "tpot_mape": float(missed[0].mean()),
+            "ttft_mape": float(missed[1].mean()),
+            "tpot_median": float(np.median(missed[0])),
+            "ttft_median": float(np.median(missed[1])),
+        }
+
+    rival = errors(theirs[:, 0], theirs[:, 1])
+    results: Results = {
+        "AIConfigurator, the rows that it answers": rival,
+        "moectl zero-shot, the same rows": errors(np.exp(zero[0][at]), np.exp(zero[1][at])),
+    }
+    figures = {
+        "rival_tpot_mape": rival["tpot_mape"],
+        "rival_ttft_mape": rival["ttft_mape"],
+        "rival_rows": len(at),
     }
     return results, figures, notes
 

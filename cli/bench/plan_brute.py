@@ -7,6 +7,7 @@ what both optimise.
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from ...placement.candidates import BATCHES, Candidate, Question, Workload, weigh_all
 from ...placement.constants import Constants
@@ -36,11 +37,12 @@ def random_instance(
     shape = ModelShape("Random", hidden, 128_000, 131_072, False, (group,), hidden)
     limits = (None, 0.2, 0.5, 2.0), (None, 0.01, 0.02, 0.05)
     work = Workload(
-        rng.choice((512, 2048, 8192)),
+        rng.choice((512, 2048, 8192, 8192, 40_000, 300_000)),
         rng.choice((64, 512, 2048)),
         rng.choice(limits[0]),
         rng.choice(limits[1]),
         rng.choice((None, None, 5.0, 50.0)),
+        gap_s=rng.choice((None, None, 0.3)),
     )
     precision = PRECISIONS[rng.choice(("bf16", "fp8"))]
     question = Question(shape, precision, rng.choice(("any", "vllm", "sglang")), work)
@@ -56,8 +58,9 @@ def random_instance(
     return question, tuple(pools)
 
 
-def every_layout(shape: ModelShape, pool: Pool) -> Iterator[Layout]:
-    """All legal layouts that stand on a pool, by nested loops."""
+def every_layout(shape: ModelShape, pool: Pool, prompt: int) -> Iterator[Layout]:
+    """All legal layouts that stand on a pool, by nested loops; a context rank takes 8192 tokens of
+    a prompt or more."""
     node, group = pool.node_devices, shape.groups[0]
     for size in range(1, min(pool.devices, REPLICA_MAX) + 1):
         if size <= node and node % size:
@@ -68,20 +71,37 @@ def every_layout(shape: ModelShape, pool: Pool) -> Iterator[Layout]:
             for tp in range(1, min(size, node) + 1):
                 if size % (pp * tp) or shape.heads % tp or pp > shape.layers:
                     continue
-                dp = size // pp // tp
-                for ep in range(1, tp * dp + 1):
-                    layout = Layout(tp, pp, dp, ep)
-                    if not _forbidden(group, layout):
-                        yield layout
+                stage = size // pp
+                for cp in range(1, stage // tp + 1):
+                    if stage // tp % cp or (cp > 1 and prompt < 8192 * cp):
+                        continue
+                    for ep in range(1, stage + 1):
+                        layout = Layout(tp, pp, stage // tp // cp, ep, cp)
+                        if not _forbidden(group, layout):
+                            yield layout
 
 
 def _forbidden(group: LayerGroup, layout: Layout) -> bool:
-    stage, mlp = layout.tp * layout.dp, group.feed_forward
+    stage, mlp = layout.tp * layout.dp * layout.cp, group.feed_forward
     if stage % layout.ep or (layout.ep > 1 and not mlp.experts) or mlp.experts % layout.ep:
         return True
     if mlp.experts and mlp.expert_inner % (stage // layout.ep):
         return True
     return bool(mlp.dense_inner % layout.tp)
+
+
+def every_candidate(question: Question, pool: Pool, constants: Constants) -> list[Candidate]:
+    """All layouts with all batches, one chunk at a time: the search must find the same best."""
+    found = list(every_layout(question.shape, pool, question.workload.input_tokens))
+    candidates: list[Candidate] = []
+    for chunk in (2048, 8192, 32_768, 131_072):
+        # Wider than a prompt that a smaller one holds already, and not the usual one.
+        if chunk > 8192 and chunk // 4 >= question.workload.input_tokens:
+            continue
+        one = replace(question, workload=replace(question.workload, chunk=chunk))
+        candidates += weigh_all(one, pool.hardware, found, constants)[0]
+    assert all(candidate.batch in BATCHES for candidate in candidates)
+    return candidates
 
 
 def best_rate(question: Question, pools: Sequence[Pool], constants: Constants) -> float:
@@ -91,9 +111,7 @@ def best_rate(question: Question, pools: Sequence[Pool], constants: Constants) -
     order = sorted(range(len(pools)), key=lambda i: (pools[i].hardware.price_per_hour, i))
     for index in order:
         pool = pools[index]
-        found = list(every_layout(question.shape, pool))
-        candidates, _ = weigh_all(question, pool.hardware, found, constants)
-        assert all(candidate.batch in BATCHES for candidate in candidates)
+        candidates = every_candidate(question, pool, constants)
         yields = [_best_of_nodes(candidates, pool, nodes) for nodes in range(pool.nodes + 1)]
         if wanted is None:
             total += yields[-1]

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from ..planning import Planned
 
 
+REFUSED_MAX = 6
+
+
 def plan(
     model: Annotated[
         str, typer.Option("--model", "-m", help="Card, config.json or checkpoint folder.")
@@ -16,7 +19,7 @@ def plan(
     file: Annotated[str, typer.Option("--file", "-f", help="Spec whose Model is planned.")] = "",
     fleet: Annotated[str, typer.Option(help="Devices, such as 32xh200 or 8xb200,16xh100.")] = "",
     lengths: Annotated[str, typer.Option(help="Input and output tokens.")] = "4096/1024",
-    limits: Annotated[str, typer.Option("--slo", help="Such as ttft=2s,tpot=50ms.")] = "",
+    limits: Annotated[str, typer.Option("--slo", help="Such as ttft=2s,tpot=50ms,gap=0.5s.")] = "",
     rate: Annotated[float, typer.Option(help="Requests a second; 0 = as many as can be.")] = 0.0,
     precision: Annotated[str, typer.Option(help="Such as bf16, fp8, nvfp4.")] = "bf16",
     engine: Annotated[str, typer.Option(help="moectl, vllm, sglang or any.")] = "any",
@@ -63,7 +66,7 @@ def plan(
 
 
 def _table(planned: "Planned") -> None:
-    from ..planning import candidate_plain, why
+    from ..planning import candidate_plain, refused, why
 
     fleet, work = planned.fleet, planned.question.workload
     tokens = fleet.rate * work.output_tokens
@@ -76,7 +79,8 @@ def _table(planned: "Planned") -> None:
         f" (gap {fleet.gap:.1%}); planned in {planned.seconds * 1e3:.0f} ms"
     )
     print(
-        "replicas  device  role     layout            batch  TTFT ms  TPOT ms  GB/device  engines"
+        "replicas  device  role     layout            batch   chunk  TTFT ms  TPOT ms  GB/device"
+        "  engines"
     )
     for block in fleet.blocks:
         each = candidate_plain(planned, block.candidate)
@@ -84,7 +88,8 @@ def _table(planned: "Planned") -> None:
         name = planned.pools[block.pool].hardware.name
         print(
             f"{block.replicas:8}  {name:6}  {each['role']:7}  {each['layout']:16}"
-            f"  {each['batch']:5}  {each['ttft_s'] * 1e3:7.0f}  {each['tpot_s'] * 1e3:7.1f}"
+            f"  {each['batch']:5}  {each['chunk']:6}  {each['ttft_s'] * 1e3:7.0f}"
+            f"  {each['tpot_s'] * 1e3:7.1f}"
             f"  {memory:9.1f}  {','.join(each['engines']) or 'none'}"
         )
     reasons = why(fleet)
@@ -92,6 +97,8 @@ def _table(planned: "Planned") -> None:
         print("why not others:")
         for item in reasons:
             print(f"  {item.limit:8} {item.text}")
+    for family in refused(fleet)[:REFUSED_MAX]:
+        print(f"  no layout of {family.layouts} {family.family}: {family.nearest.text}")
 
 
 def _live(output: str) -> None:

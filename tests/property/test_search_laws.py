@@ -44,11 +44,14 @@ def test_an_answer_keeps_every_limit_and_adds_up(seed: int) -> None:
         for block in fleet.blocks:
             each, hardware = block.candidate, pools[block.pool].hardware
             assert work.tpot_s is None or each.tpot_s <= work.tpot_s
+            assert work.gap_s is None or each.gap_s <= work.gap_s
+            assert each.memory_bytes <= hardware.hbm_bytes * USABLE * (1 + 1e-9)
+            assert work.input_tokens >= 8192 * (each.layout.cp if each.layout.cp > 1 else 0)
             assert each.role != "serve" or work.ttft_s is None or each.ttft_s <= work.ttft_s
             demand = Demand(
-                each.batch,
+                each.under_way / each.layout.pp,
                 work.input_tokens + work.output_tokens,
-                min(work.chunk, work.input_tokens),
+                min(each.chunk, work.input_tokens),
             )
             terms = memory_terms(question.shape, each.layout, question.precision, demand)
             assert terms.total <= hardware.hbm_bytes * USABLE * (1 + 1e-9)

@@ -12,9 +12,8 @@ from moectl.placement.terms import Site
 from moectl.placement.weigh import (
     Point,
     Traffic,
+    all_seconds,
     columns,
-    lone_prefill,
-    longest_gap,
     prefill_seconds,
     step_seconds,
     token_seconds,
@@ -90,16 +89,17 @@ def test_looking_seldom_costs_half_the_steps_between_two_looks() -> None:
 def test_a_prefill_takes_at_least_its_launches_and_at_least_its_device_time() -> None:
     short, long = columns([point(input_tokens=16)]), columns([point(input_tokens=8000)])
     for table in (short, long):
-        busy, alone = (float(x[0]) for x in lone_prefill(CONSTANTS, table))
+        times = all_seconds(CONSTANTS, table)
+        busy, alone = float(times.busy[0]), float(times.alone[0])
         assert busy >= float(prefill_seconds(CONSTANTS, table)[0])
         assert alone > 0
-    assert lone_prefill(CONSTANTS, short)[0][0] > 2 * prefill_seconds(CONSTANTS, short)[0]
-    assert lone_prefill(CONSTANTS, long)[0][0] < 1.5 * prefill_seconds(CONSTANTS, long)[0]
+    assert all_seconds(CONSTANTS, short).busy[0] > 2 * prefill_seconds(CONSTANTS, short)[0]
+    assert all_seconds(CONSTANTS, long).busy[0] < 1.5 * prefill_seconds(CONSTANTS, long)[0]
 
 
 def test_smaller_chunks_shorten_the_longest_gap_and_lengthen_the_prefill() -> None:
     tables = [columns([point(input_tokens=32_768, chunk=c)]) for c in (2048, 8192, 32_768)]
-    gaps = [float(longest_gap(CONSTANTS, table)[0]) for table in tables]
+    gaps = [float(all_seconds(CONSTANTS, table).gap[0]) for table in tables]
     prefills = [float(prefill_seconds(CONSTANTS, table)[0]) for table in tables]
     assert gaps == sorted(gaps) and prefills == sorted(prefills, reverse=True)
 
@@ -109,7 +109,7 @@ def test_chunks_of_equal_time_fill_a_pipeline() -> None:
     whole, cut = (
         point(layout=deep, batch=1, input_tokens=131_072, chunk=chunk) for chunk in (131_072, 8192)
     )
-    lone = [float(lone_prefill(CONSTANTS, columns([p]))[1][0]) for p in (whole, cut)]
+    lone = [float(all_seconds(CONSTANTS, columns([p])).alone[0]) for p in (whole, cut)]
     assert lone[1] < 0.5 * lone[0]
 
 
