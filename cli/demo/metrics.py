@@ -34,6 +34,7 @@ class Trace:
     ended_at: float
     text: str
     replays: int = 0
+    moves: int = 0  # changes of worker at which its KV moved along
     error: str = ""
 
     @property

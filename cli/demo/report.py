@@ -89,6 +89,7 @@ def _requests(evidence: Evidence) -> dict[str, int]:
         "sent": evidence.sent,
         "ok": ok,
         "failed": evidence.sent - ok,  # one that never ended has failed too
+        "moved": sum(trace.moves > 0 for trace in evidence.traces),
         "replayed": sum(trace.replays > 0 for trace in evidence.traces),
         "token_mismatches": metrics.mismatches(evidence.traces, evidence.reference),
     }
@@ -178,8 +179,8 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         *lines,
         f"kill -9 of a worker: whole again {recovered}, {kill['failed']} failed requests",
         f"requests: {requests['sent']} sent, {requests['ok']} ok, {requests['failed']} failed, "
-        f"{requests['replayed']} replayed, {requests['token_mismatches']} with other text than "
-        "in the run that never scaled",
+        f"{requests['moved']} moved with their KV, {requests['replayed']} replayed, "
+        f"{requests['token_mismatches']} with other text than in the run that never scaled",
         f"up in {report['startup_s']:.1f} s, all in {report['total_s']:.1f} s on "
         f"{report['cores']} cores, {report['leaked_processes']} processes left behind",
     ]

@@ -147,7 +147,7 @@ class _Answer:
         self._sent_at = sent_at
         self._arrivals: list[float] = []
         self._pieces: list[str] = []
-        self._replays = 0
+        self._replays = self._moves = 0
         self._finished = False
         self._error = ""
 
@@ -162,7 +162,9 @@ class _Answer:
         for choice in chunk.get("choices", ()):
             self._finished |= choice.get("finish_reason") is not None
             self._take_text(choice.get("delta", {}).get("content") or "", now)
-        self._replays = int((chunk.get("moectl") or {}).get("replays", self._replays))
+        told = chunk.get("moectl") or {}
+        self._replays = int(told.get("replays", self._replays))
+        self._moves = int(told.get("moves", self._moves))
         return False
 
     def _take_text(self, text: str, now: float) -> None:
@@ -188,5 +190,6 @@ class _Answer:
             ended_at=time.time(),
             text="".join(self._pieces),
             replays=self._replays,
+            moves=self._moves,
             error=error,
         )

@@ -32,7 +32,7 @@ def evidence(**changes: Any) -> Evidence:
     fields: dict[str, Any] = {
         "reference": {(0, 0): "text", (1, 0): "other"},
         "traces": [
-            Trace(0, 0, begin - 2, arrivals, arrivals[-1], "text"),
+            Trace(0, 0, begin - 2, arrivals, arrivals[-1], "text", moves=1),
             Trace(1, 0, begin - 2, (begin, begin + 1.5), begin + 3, "other", replays=1),
         ],
         "sent": 2,
@@ -49,7 +49,14 @@ def evidence(**changes: Any) -> Evidence:
 
 def test_report_has_the_promised_keys() -> None:
     report = build_report(evidence(), SETTING)
-    assert set(report["requests"]) == {"sent", "ok", "failed", "replayed", "token_mismatches"}
+    assert set(report["requests"]) == {
+        "sent",
+        "ok",
+        "failed",
+        "moved",
+        "replayed",
+        "token_mismatches",
+    }
     assert set(report["scales"][0]) == SCALE_KEYS
     assert {"recovered_s", "failed"} <= set(report["worker_kill"])
     assert {
@@ -79,6 +86,7 @@ def test_figures_follow_from_the_evidence() -> None:
         "sent": 2,
         "ok": 2,
         "failed": 0,
+        "moved": 1,
         "replayed": 1,
         "token_mismatches": 0,
     }
