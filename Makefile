@@ -37,10 +37,11 @@ lint: setup  ## style, format and types
 bench: setup  ## figures of the main job, as JSON
 	$(BIN)/moectl demo -o json $(ARGS)
 
-soak: setup  ## the long counts: 100,000 watched changes, 10,000 specs, the API fuzzed, 20 s without etcd
+soak: setup  ## the long counts: watched changes, specs, fuzz of API and HMM, 20 s without etcd
 	MOECTL_WATCH_CHANGES=100000 $(BIN)/pytest tests/contract/test_store_cluster.py -s -k watch_loses --timeout 1500
 	MOECTL_SCHEMA_CASES=10000 $(BIN)/pytest tests/property/test_schema_equals_loader.py
 	MOECTL_FUZZ_EXAMPLES=100 $(BIN)/pytest tests/contract/test_api_fuzz.py -s --timeout 1500
+	MOECTL_FUZZ_MESSAGES=100000 $(BIN)/pytest tests/unit/memory/test_hmm_faults.py --timeout 1500
 	MOECTL_AWAY_S=20 $(BIN)/pytest tests/e2e/test_store_away.py -s --timeout 600
 
 gpu:  ## tests on a GPU machine with torch, triton, transformers and pytest; installs nothing

@@ -4,6 +4,7 @@ The orders it was started with, the sizes of its model and its device, and how i
 Plain data; opens nothing but HMM connections when asked to.
 """
 
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +12,13 @@ from typing import Any
 
 import torch
 
-from ...core.errors import CheckpointError, MemoryPoolError, PoolExhaustedError, WorkerError
+from ...core.errors import (
+    CheckpointError,
+    MappingError,
+    MemoryPoolError,
+    PoolExhaustedError,
+    WorkerError,
+)
 from ...core.plan import DeviceId
 from ...memory.hmm.budget import ABOVE
 from ...memory.hmm.client import HmmClient
@@ -165,6 +172,14 @@ class WorkerContext:
                 if not can_wait or time.monotonic() >= limit_s:
                     raise
             time.sleep(RECLAIM_RETRY_S)
+
+    def keep_claims(self, hmm: HmmClient) -> None:
+        """What was asked for lasts from now on.
+
+        An HMM that was killed since does not know of it: then RETIRE tells it.
+        """
+        with contextlib.suppress(MappingError):
+            hmm.keep_claims(self.launch.device)
 
     def check_layout(self, layout: SharedLayout) -> None:
         """Raise CheckpointError unless a stored layout is of this model."""

@@ -134,7 +134,7 @@ class Preparation:
             self.shadow.reservation.commit(layouts)
         else:
             self.hmm.put_layout(name, layouts[name])
-        self.hmm.keep_claims(launch.device)
+        self.context.keep_claims(self.hmm)
 
     def forget_meeting(self) -> None:
         """All ranks have met: nothing but the descriptors is needed any more."""

@@ -24,11 +24,12 @@ SEED = 20250209
 OPS = [
     "hello", "device", "reserve", "commit", "forfeit", "free", "rename_owner", "pages_of", "trim",
     "put_layout", "get_layout", "drop_layout", "layouts", "channel", "drop_channel", "usage",
-    "check", "nonsense", "share", "claims", "offer", "resume", "recovery", "owners",
+    "check", "nonsense", "share", "claims", "ask", "keep_claims", "room", "wanted", "offer",
+    "resume", "recovery", "owners",
 ]  # fmt: skip
 KEYS = ["device", "pages", "owner", "reservation", "name", "layouts", "drop_layouts", "old", "new",
-        "ranks", "bytes_per_rank", "prefix", "share", "claims", "reservations", "first", "count",
-        "process"]  # fmt: skip
+        "ranks", "bytes_per_rank", "prefix", "share", "claims", "model", "reservations", "first",
+        "count", "process"]  # fmt: skip
 VALUES = [
     None, True, -1, 0, 1, 3, 2**63, 10**30, 1.5, "", "d0", "a/kv", "\u0000", "\ud800", "x" * 300,
     {"a/kv": [5, 1.5]}, {"a/kv": [None, 1]}, [1, 2],
