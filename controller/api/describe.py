@@ -8,6 +8,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from .examples import ANSWERS, STREAMS
+
 ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],
@@ -64,11 +66,24 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     components.setdefault("schemas", {})["Error"] = ERROR_SCHEMA
     for path, item in document["paths"].items():
-        for operation in item.values():
+        for method, operation in item.items():
+            _show(operation, (method, path))
             _complete(operation, is_open=path == "/v1/healthz")
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
     return document
+
+
+def _show(operation: dict[str, Any], route: tuple[str, str]) -> None:
+    """Put the example of a good answer in; a stream is text, not JSON."""
+    good = next(r for status, r in operation["responses"].items() if status.startswith("2"))
+    if route in STREAMS:
+        text = {"schema": {"type": "string"}, "example": STREAMS[route]}
+        good["content"] = {"text/event-stream": text}
+    elif route in ANSWERS:
+        good.setdefault("content", {}).setdefault("application/json", {})["example"] = ANSWERS[
+            route
+        ]
 
 
 def _complete(operation: dict[str, Any], is_open: bool) -> None:
