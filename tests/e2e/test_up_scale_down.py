@@ -13,6 +13,7 @@ from embedded_fleet import FREE_PORTS, Fleet, fleet_home, in_terminal
 
 from moectl.cli.demo.report import is_good
 from moectl.cli.instance import connect
+from moectl.cli.waiting import wait_transition
 from moectl.core.paths import Home, processes_of_instance
 
 pytestmark = pytest.mark.timeout(300)
@@ -89,6 +90,37 @@ def test_the_next_scale_is_accepted_at_the_moment_the_last_one_is_done(fleet: Fl
             deadline = time.monotonic() + 60
             while client.get(f"transitions/{operation}")["phase"] != "done":
                 assert time.monotonic() < deadline
+
+
+def test_a_field_of_gitops_is_refused_by_commit_and_file_taken_and_given_back(fleet: Fleet) -> None:
+    def owner() -> tuple[str, str]:
+        rows = fleet.json("get", "models", "chat", "--show-owner")
+        (row,) = [row for row in rows if row["field"] == "parallelism.experts"]
+        return row["owner"], row["before"]
+
+    fleet.run("scale", "chat", "--experts", "2")
+    with connect(Home(fleet.home)) as client:
+        declared = client.get("specs/Model/chat")
+        document = {"kind": "Model", "name": "chat", "spec": declared["spec"]}
+        document["spec"]["parallelism"]["experts"] = 3
+        origin = {"commit": "4f2c1aa", "path": "clusters/chat.yaml"}
+        sync = {"documents": [document], "manager": "gitops", "origin": origin}
+        client.post("apply", sync | {"take": True, "operation_id": "sync-1"})
+        wait_transition(client, "sync-1", 60, lambda transition: None)
+    refused = fleet.run("scale", "chat", "--experts", "2")
+    assert refused.returncode == 3
+    assert "commit 4f2c1aa, clusters/chat.yaml" in refused.stderr
+    assert fleet.run("scale", "chat", "--experts", "2", "--take").returncode == 0
+    assert owner() == ("admin", "gitops")
+    with connect(Home(fleet.home)) as client:  # the machine goes on, and leaves this field alone
+        (result,) = client.post("apply", sync)["results"]
+    assert (result["action"], result["kept"]) == ("unchanged", ["parallelism.experts"])
+    assert fleet.run("release", "chat").returncode == 0
+    assert owner() == ("gitops", "")
+    # Its value is right already, and the person wants it for themselves all the same.
+    again = fleet.run("scale", "chat", "--experts", "2", "--take")
+    assert again.returncode == 0 and "is yours now" in again.stdout
+    assert owner() == ("admin", "gitops")
 
 
 def test_a_width_above_the_devices_is_unplaceable(fleet: Fleet) -> None:
