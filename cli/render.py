@@ -45,15 +45,20 @@ def check_format(output: str) -> str:
     return output
 
 
-def print_listing(listing: Listing, output: str, stream: TextIO | None = None) -> None:
-    """Print a listing in a format."""
+def print_listing(
+    listing: Listing,
+    output: str,
+    stream: TextIO | None = None,
+    widths: list[int] | None = None,
+) -> None:
+    """Print a listing in a format; `widths` make one table of several listings, as in a watch."""
     out = stream or sys.stdout
     if output == "name":
         for row in listing.rows:
             print(f"{listing.kind}/{listing.name_of(row)}", file=out)
     elif output in ("table", "wide"):
         columns = (*listing.columns, *(listing.more if output == "wide" else ()))
-        print_table(Listing(listing.kind, listing.rows, columns, listing.name_of), out)
+        print_table(Listing(listing.kind, listing.rows, columns, listing.name_of), out, widths)
     else:
         print_data(list(listing.rows), output, out)
 
@@ -70,18 +75,26 @@ def print_data(data: Any, output: str, stream: TextIO | None = None) -> None:
         print(json.dumps(data, indent=2, ensure_ascii=False), file=out)
 
 
-def print_table(listing: Listing, stream: TextIO) -> None:
-    """Columns padded with blanks: stable to read, to pipe and to cut."""
+def print_table(listing: Listing, stream: TextIO, widths: list[int] | None = None) -> None:
+    """Columns padded with blanks: stable to read, to pipe and to cut.
+
+    `widths` holds those of the listings before this one, and is set to those used now: the titles
+    are printed once, and columns only ever get wider.
+    """
     if not listing.rows:
         print(f"no {listing.kind}s", file=sys.stderr)
         return
     cells = [[column.text(row) for column in listing.columns] for row in listing.rows]
     titles = [column.title for column in listing.columns]
-    widths = [max(len(line[i]) for line in [titles, *cells]) for i in range(len(titles))]
-    for line in [titles, *cells]:
+    lines = cells if widths else [titles, *cells]
+    known = widths or [0] * len(titles)
+    used = [max(known[i], *(len(line[i]) for line in lines)) for i in range(len(titles))]
+    if widths is not None:
+        widths[:] = used
+    for line in lines:
         padded = [
             text.rjust(width) if column.right else text.ljust(width)
-            for text, width, column in zip(line, widths, listing.columns, strict=True)
+            for text, width, column in zip(line, used, listing.columns, strict=True)
         ]
         print("  ".join(padded).rstrip(), file=stream)
     stream.flush()

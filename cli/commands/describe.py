@@ -4,11 +4,19 @@ from typing import Annotated, Any
 
 import typer
 
+from ..completing import one_of
+
 KINDS = ("device", "model", "node", "worker", "transition")
 
 
 def describe(
-    kind: Annotated[str, typer.Argument(help="model, node, worker, transition or device.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="model, node, worker, transition or device.",
+            autocompletion=one_of("model", "node", "worker", "transition", "device"),
+        ),
+    ],
     name: Annotated[str, typer.Argument(help="Its name; of a device NODE/DEVICE.")],
     output: Annotated[str, typer.Option("-o", "--output", help="table, json or yaml.")] = "table",
 ) -> None:

@@ -61,10 +61,11 @@ def get(
             print_listing(listing_of(fleet, wanted, name), shown_as)
             return
         seen: dict[str, str] = {}
+        widths: list[int] = []
         for fleet in client.watch():
             changed = _changed(listing_of(fleet, wanted, name), seen)
             if changed.rows:
-                print_listing(changed, shown_as)
+                print_listing(changed, shown_as, widths=widths)
 
 
 def _changed(listing: "Listing", seen: dict[str, str]) -> "Listing":

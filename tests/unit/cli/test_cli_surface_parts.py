@@ -1,5 +1,6 @@
 """The pure parts of the CLI's wider surface: files patched, contexts, owners, explanations."""
 
+import io
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from moectl.cli.commands.logs import log_files
 from moectl.cli.descriptions import describe_lines
 from moectl.cli.explaining import explanation
 from moectl.cli.fleet_view import FleetView
+from moectl.cli.render import Column, Listing, print_listing
 from moectl.cli.staleness import last_known, remember, stale_text
 from moectl.cli.yaml_patch import patch_width
 from moectl.core.errors import NotFoundError, RefusedError, SpecError, UsageError
@@ -139,3 +141,15 @@ def test_logs_are_named_by_part_and_by_node(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
     assert set(log_files(home)) == {"controller", "n1/hmm"}
+
+
+def test_a_watch_is_one_table_with_its_titles_once() -> None:
+    columns = (Column("NAME", lambda row: row["name"]), Column("N", lambda row: row["n"], True))
+    out, widths = io.StringIO(), []
+    for rows in ([{"name": "chat", "n": "2"}], [{"name": "a-longer-one", "n": "12"}]):
+        listing = Listing("model", rows, columns, lambda row: row["name"])
+        print_listing(listing, "table", out, widths)
+    lines = out.getvalue().splitlines()
+    assert lines == ["NAME  N", "chat  2", "a-longer-one  12"]
+    print_listing(listing, "table", out, widths)
+    assert out.getvalue().splitlines()[-1] == lines[-1]
