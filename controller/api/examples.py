@@ -142,6 +142,7 @@ ANSWERS: dict[tuple[str, str], Any] = {
         "page_bytes": 16384,
         "reserved": 0,
         "spans": [[0, 196, "chat/shared", "weights that are no routed experts"]],
+        "claims": [["chat/kv", 2048, 1.0, 2048]],
     },
     ("get", "/v1/models"): [MODEL],
     ("get", "/v1/models/{name}"): MODEL,
