@@ -5,7 +5,6 @@ when nothing fits, with the nearest change that would (exit 4).
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +196,7 @@ def to_plain(planned: Planned) -> dict[str, Any]:
             }
             for block in fleet.blocks
         ],
-        "pareto": [candidate_plain(planned, c) for c in front(planned)],
+        "pareto": front(planned),
         "why_not": [item.text for item in why(fleet)],
         "refused": [
             {
@@ -227,12 +226,19 @@ def _prompt(planned: Planned, block: "Block") -> dict[str, Any]:
     }
 
 
-def front(planned: Planned) -> "Sequence[Candidate]":
-    """The Pareto front of the first pool."""
-    from ..placement.search import pareto
+def front(planned: Planned) -> list[dict[str, Any]]:
+    """The Pareto front over all pools, as plain data: speed of a user, yield of a device, price."""
+    from ..placement.search import offers
 
-    pools = planned.fleet.candidates
-    return pareto(pools[0], planned.question.workload.output_tokens) if pools else []
+    found = offers(planned.pools, planned.fleet.candidates, planned.question.workload.output_tokens)
+    return [
+        {
+            "device": planned.pools[offer.pool].hardware.name,
+            "price_per_million_tokens": offer.price,
+            **candidate_plain(planned, offer.candidate),
+        }
+        for offer in found
+    ]
 
 
 def candidate_plain(planned: Planned, candidate: "Candidate") -> dict[str, Any]:

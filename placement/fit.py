@@ -43,8 +43,8 @@ def group_weights(groups: Sequence[object]) -> Array:
     return mean
 
 
-def fit(evidence: Evidence) -> Constants:
-    """The constants of the highest posterior."""
+def fit(evidence: Evidence, start: Constants | None = None) -> Constants:
+    """The constants of the highest posterior; a `start` near them saves most of the steps."""
     names = parameter_names()
     prior = np.array([prior_of(name) for name in names])
     center, sigma = prior[:, 0], prior[:, 1]
@@ -52,7 +52,10 @@ def fit(evidence: Evidence) -> Constants:
     def residuals(theta: Array) -> Array:
         return np.concatenate([_errors(names, theta, evidence), (theta - center) / sigma])
 
-    theta = _descend(residuals, center.copy())
+    first = center.copy()
+    if start is not None:
+        first = np.array([math.log(start.values[name]) for name in names])
+    theta = _descend(residuals, first)
     return _constants(names, theta)
 
 

@@ -88,17 +88,12 @@ def fit_centered(believed: Believed) -> Constants:
     constants = fit(believed.evidence)
     if len({by_model(row) for row in believed.rows}) < 2:
         return constants
-    _, log_ttft = _folded(believed, by_model, fit_plain)
+    _, log_ttft = _folded(believed, by_model, lambda part: fit(part.evidence, constants))
     keep = believed.has_ttft > 0
     gap = log_ttft[keep] - np.log(believed.evidence.ttft[keep])
     errors = [float(np.mean(np.abs(np.expm1(gap + np.log(center))))) for center in CENTERS]
     center = CENTERS[int(np.argmin(errors))]
     return Constants({**constants.values, "first_token_center": center})
-
-
-def fit_plain(believed: Believed) -> Constants:
-    """A fit without a center."""
-    return fit(believed.evidence)
 
 
 def _folded(

@@ -74,8 +74,8 @@ def best_fleet(question: Question, pools: Sequence[Pool], constants: Constants) 
 
     `rate` 0 and no blocks: nothing fits; `rejected` says why.
     """
-    every: list[tuple[Candidate, ...]] = []
-    rejected: list[tuple[Rejected, ...]] = []
+    every: list[tuple[Candidate, ...]] = [()] * len(pools)
+    rejected: list[tuple[Rejected, ...]] = [()] * len(pools)
     blocks: list[Block] = []
     total, bound, used = 0.0, 0.0, 0
     wanted = question.workload.rate
@@ -84,8 +84,7 @@ def best_fleet(question: Question, pools: Sequence[Pool], constants: Constants) 
         ranks = question.workload.context_ranks
         found = enumerate_layouts(question.shape, pool.node_devices, pool.devices, ranks)
         candidates, refused = weigh_all(question, pool.hardware, found, constants)
-        every.append(tuple(candidates))
-        rejected.append(tuple(refused))
+        every[index], rejected[index] = tuple(candidates), tuple(refused)
         rest = None if wanted is None else max(0.0, wanted - total)
         rate, chosen = fill_pool(candidates, pool, rest)
         bound += density_bound(candidates, pool)
@@ -195,6 +194,40 @@ def _taken(curve: _Curve, nodes: int) -> dict[Candidate, int]:
             counts[candidate] = counts.get(candidate, 0) + 1
         nodes -= max(1, used)
     return counts
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A mixed replica on one pool's devices: tokens a second of one user and of one device, and the
+    price of a million output tokens (in the unit of `pricePerHour`, 1 where a sheet has none)."""
+
+    pool: int
+    candidate: Candidate
+    user: float
+    device: float
+    price: float
+
+
+def offers(
+    pools: Sequence[Pool], candidates: Sequence[Sequence[Candidate]], output_tokens: int
+) -> list[Offer]:
+    """The Pareto front over all pools: no other offer is as good in all three and better in one.
+
+    The fastest for a user stands first.
+    """
+    found: list[Offer] = []
+    for index, (pool, members) in enumerate(zip(pools, candidates, strict=True)):
+        for candidate in pareto(members, output_tokens):
+            device = candidate.density * output_tokens
+            price = pool.hardware.price_per_hour / 3600 / device * 1e6
+            found.append(Offer(index, candidate, 1 / candidate.tpot_s, device, price))
+    kept = [offer for offer in found if not any(_beats(other, offer) for other in found)]
+    return sorted(kept, key=lambda offer: (-offer.user, offer.price))
+
+
+def _beats(first: Offer, second: Offer) -> bool:
+    better = (first.user, first.device, -first.price), (second.user, second.device, -second.price)
+    return better[0] != better[1] and all(a >= b for a, b in zip(*better, strict=True))
 
 
 def pareto(candidates: Sequence[Candidate], output_tokens: int) -> list[Candidate]:

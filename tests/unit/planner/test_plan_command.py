@@ -48,6 +48,17 @@ def test_the_front_trades_speed_of_a_user_for_yield_of_a_device() -> None:
     assert users == sorted(users, reverse=True) and yields == sorted(yields)
 
 
+def test_the_front_over_two_kinds_of_devices_has_no_offer_that_another_beats() -> None:
+    words = ["plan", "-m", "qwen3-30b-a3b", "--fleet", "8xh100,8xb200", "-o", "json"]
+    front = json.loads(run(*words))["pareto"]
+    keys = ("tokens_per_s_user", "tokens_per_s_device", "price_per_million_tokens")
+    points = [tuple(point[key] for key in keys) for point in front]
+    assert len(points) > 2 and {point["device"] for point in front} >= {"b200"}
+    for user, device, price in points:
+        better = [p for p in points if p[0] >= user and p[1] >= device and p[2] <= price]
+        assert better == [(user, device, price)]
+
+
 def test_a_rate_is_met_with_the_fewest_nodes() -> None:
     few = json.loads(run(*SMALL[:-1], "64xh100", "--rate", "5", "-o", "json"))
     assert few["requests_per_s"] >= 5 and few["devices_used"] == 8
