@@ -41,13 +41,7 @@ def checked(load: np.ndarray) -> np.ndarray:
     return np.where(load.sum(axis=1, keepdims=True) == 0, 1.0, load)
 
 
-def by_reference(work, monkeypatch_context) -> object:
-    with monkeypatch_context.context() as patch:
-        patch.setattr(native, "extension", None)
-        return work()
-
-
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(tasks())
 def test_no_layer_is_less_even_than_eplb(task) -> None:
     layout, (load,) = task
@@ -62,7 +56,7 @@ def test_no_layer_is_less_even_than_eplb(task) -> None:
     assert (split.bound_L <= split.split_L * NEAR).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(tasks())
 def test_the_maps_say_the_same_three_times(task) -> None:
     layout, (load,) = task
@@ -80,7 +74,7 @@ def test_the_maps_say_the_same_three_times(task) -> None:
 
 
 @pytest.mark.skipif(native.extension is None, reason="the C loops were not built")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(tasks())
 def test_c_places_as_python_does(task) -> None:
     layout, (load,) = task
@@ -99,7 +93,7 @@ def test_c_places_as_python_does(task) -> None:
 
 
 @pytest.mark.skipif(native.extension is None, reason="the C loops were not built")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(tasks(loads=3), st.sampled_from([0.0, 0.2]), st.sampled_from([0.1, 0.3]))
 def test_c_mixes_and_replans_as_python_does(task, local: float, share: float) -> None:
     layout, loads = task
@@ -117,7 +111,7 @@ def test_c_mixes_and_replans_as_python_does(task, local: float, share: float) ->
     assert all((one == other).all() for one, other in zip(fast, slow, strict=True))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(tasks(loads=2), st.sampled_from([0.0, 0.1, 0.25]), st.sampled_from(["split", "equal"]))
 def test_a_replan_moves_no_more_than_it_may_and_is_not_worse(task, share, shares) -> None:
     layout, (first, second) = task
@@ -134,7 +128,7 @@ def test_a_replan_moves_no_more_than_it_may_and_is_not_worse(task, share, shares
         assert (found.plan.equal_L <= found.before_equal_L * NEAR).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(tasks())
 def test_the_bound_is_where_the_pieces_just_fit(task) -> None:
     layout, (load,) = task

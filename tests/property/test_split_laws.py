@@ -47,7 +47,7 @@ def least_possible(load_E: np.ndarray, owners: list[list[int]], width: int) -> f
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(layers())
 def test_no_split_has_a_smaller_largest_load(layer) -> None:
     load_E, owners, width = layer
@@ -57,7 +57,7 @@ def test_no_split_has_a_smaller_largest_load(layer) -> None:
     assert largest <= least_possible(load_E, owners, width) * (1 + 1e-8) + 1e-9
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(layers(ranks_max=12))
 def test_shares_are_not_negative_and_sum_to_one(layer) -> None:
     load_E, owners, width = layer
@@ -68,7 +68,7 @@ def test_shares_are_not_negative_and_sum_to_one(layer) -> None:
 
 
 @pytest.mark.skipif(token_split.extension is None, reason="the C loops were not built")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(layers(ranks_max=12), st.integers(0, 8))
 def test_the_compiled_loops_equal_the_reference(layer, sweeps: int) -> None:
     load_E, owners, width = layer
@@ -81,7 +81,7 @@ def test_the_compiled_loops_equal_the_reference(layer, sweeps: int) -> None:
     assert np.allclose(slow.shares(), share_C, atol=1e-7)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(layers(ranks_max=8), st.floats(0, 0.999), st.integers(0, 2**31))
 def test_pairs_go_to_copies_of_their_expert_within_one_of_the_share(layer, phase, seed) -> None:
     load_E, owners, width = layer
