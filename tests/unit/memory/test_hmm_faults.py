@@ -126,10 +126,10 @@ def test_well_formed_nonsense_never_breaks_the_table() -> None:
             pass
         if rng.random() < 0.02:
             table.end(session)
-            session.name = ""
+            session.name = rng.choice(["", "fuzz"])  # one that has said hello gets further
         if number % 50 == 0:
             table.check()
-    assert answers > MESSAGES // 100
+    assert answers > MESSAGES // 100  # some of it must make sense, or nothing is tried
     for session in sessions:
         table.end(session)
     table.check()
