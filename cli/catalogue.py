@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CheckpointError, RefusedError
+from ..core.spec import catalogue as shipped
 
 if TYPE_CHECKING:
     from ..placement.constants import Constants
@@ -20,7 +21,7 @@ FIT_FILE = "devices/constants.json"
 
 def clusters_folder() -> Path:
     """The folder of shipped data."""
-    return Path(__file__).resolve().parent.parent / "clusters"
+    return shipped.shipped_folder()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -105,14 +106,11 @@ def all_shapes() -> "dict[str, tuple[str, ModelShape]]":
 
 
 def devices() -> "dict[str, Hardware]":
-    """Every shipped device sheet by name."""
+    """Every shipped accelerator by name; the development sheet is asked for by name alone."""
     from ..placement.hardware import parse_hardware
 
-    folder = clusters_folder() / "devices"
-    return {
-        path.stem: parse_hardware(read_yaml(path), str(path.name))
-        for path in sorted(folder.glob("*.yaml"))
-    }
+    names = (name for name in shipped.sheet_names() if name != shipped.CPU_SHEET)
+    return {name: parse_hardware(shipped.sheet(name), f"{name}.yaml") for name in names}
 
 
 def find_device(name: str) -> "Hardware":
@@ -121,13 +119,18 @@ def find_device(name: str) -> "Hardware":
 
     path = Path(name).expanduser()
     if path.is_file():
-        return parse_hardware(read_yaml(path), str(path))
-    known = devices()
-    if name.lower() not in known:
-        raise RefusedError(
-            f"device {name!r} is not in the catalogue", next_step=f"known: {', '.join(known)}"
-        )
-    return known[name.lower()]
+        data = read_yaml(path)
+        return with_sheet_changes(data) if "sheet" in data else parse_hardware(data, str(path))
+    return parse_hardware(shipped.sheet(name.lower()), f"{name.lower()}.yaml")
+
+
+def with_sheet_changes(changes: dict[str, Any]) -> "Hardware":
+    """The device of `hardware: {sheet: NAME, ...}` in a Cluster, its figures replaced."""
+    from ..placement.hardware import parse_hardware
+
+    rest = {key: value for key, value in changes.items() if key != "sheet"}
+    name = str(changes["sheet"])
+    return parse_hardware(shipped.with_changes(shipped.sheet(name), rest), f"hardware of {name}")
 
 
 def constants(path: Path | None = None) -> "Constants":

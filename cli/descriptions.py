@@ -13,7 +13,7 @@ from .fleet_view import FleetView, ModelView, NodeView, TransitionView
 from .listings import format_age
 
 LAYERS = (
-    ("desired", "declared in the spec"),
+    ("desired", "declared in the spec, or chosen for auto"),
     ("admitted", "can be carried out"),
     ("allocated", "has devices"),
     ("joined", "workers in the group"),

@@ -37,6 +37,7 @@ def _lines(kind: str, steps: list[str], node: dict[str, Any], schema: dict[str, 
         lines.append(f"DEFAULT: {_default(node)}")
     about = words_of(kind, ".".join(steps))
     text = about or node.get("description") or told.get("description") or ""
+    text = text or _body(node, schema).get("description", "")
     if not steps:
         text = inspect.cleandoc(KINDS[kind].model.__doc__ or "")
     lines += ["", text] if text else []
@@ -76,7 +77,9 @@ def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 def _body(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """The object that fields are looked for in; of a list, its items."""
     found = _resolved(node, schema)
-    return _resolved(found["items"], schema) if found.get("type") == "array" else found
+    # A part with a short form, such as `parallelism: auto`, is still explained by its fields.
+    whole = next((o for o in found.get("anyOf", ()) if "properties" in o), found)
+    return _resolved(whole["items"], schema) if whole.get("type") == "array" else whole
 
 
 def _inside(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -86,6 +89,8 @@ def _inside(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 
 def _type(node: dict[str, Any], schema: dict[str, Any]) -> str:
     found = _resolved(node, schema)
+    if "const" in found:
+        return str(found["const"])
     if "enum" in found:
         return " | ".join(map(str, found["enum"]))
     if "anyOf" in found:

@@ -107,7 +107,7 @@ def models(fleet: FleetView) -> Listing:
     columns = (
         Column("NAME", _get("name")),
         Column("READY", _get("ready")),
-        Column("EXPERTS", lambda row: _widths(row["status"]), right=True),
+        Column("EXPERTS", _experts, right=True),
         Column("EPOCH", lambda row: _of_status(row, "epoch"), right=True),
         Column("GENERATION", _generation, right=True),
         Column("RUNNING", lambda row: str(sum(s["running"] for s in row["stats"])), right=True),
@@ -232,6 +232,12 @@ def _model_row(model: ModelView) -> dict[str, Any]:
         "workers": [to_plain(worker) for worker in model.workers],
         "stats": [to_plain(stats) for stats in model.stats],
     }
+
+
+def _experts(row: Row) -> str:
+    """The widths, and whether the planner chose them."""
+    auto = row["spec"].get("parallelism", {}).get("experts") == "auto"
+    return _widths(row["status"]) + (" auto" if auto else "")
 
 
 def _widths(status: Mapping[str, Any] | None) -> str:

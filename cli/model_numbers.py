@@ -25,6 +25,39 @@ def numbers(path: str) -> dict[str, Any]:
     return {**planned, **counted}
 
 
+def number_lines(plain: dict[str, Any]) -> list[str]:
+    """The same for people: one fact a line, parts indented below their whole."""
+    lines: list[str] = []
+    for key, value in plain.items():
+        name = key.replace("_", " ")
+        if isinstance(value, dict):
+            lines.append(name)
+            lines += [f"  {part.replace('_', ' '):22} {_shown(n):>20}" for part, n in value.items()]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            lines.append(name)
+            lines += [f"  {_group(entry)}" for entry in value]
+        else:
+            lines.append(f"{name:24} {_shown(value):>20}")
+    return lines
+
+
+def _group(entry: dict[str, Any]) -> str:
+    """One group of layers in a sentence."""
+    window = f", window {entry['window']:,}" if entry.get("window") else ""
+    experts = f", {entry['experts']} experts" if entry.get("experts") else ", dense"
+    return (
+        f"{entry['layers']} x {entry['attention']} attention{window}{experts}:"
+        f" {entry['parameters']:,} parameters a layer, {entry['active_parameters']:,} active,"
+        f" {entry['kv_elements_per_token']:,} KV elements a token"
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"{value:,}"
+
+
 def _planned(path: str) -> dict[str, Any]:
     """From a config: totals, what a token uses, and a breakdown by kind of weight."""
     from . import catalogue
@@ -68,6 +101,7 @@ def _counted(folder: Path) -> dict[str, Any]:
     plain: dict[str, Any] = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(model).items()
+        if key != "config"
     }
     for name, count in (
         ("expert_bytes", model.expert_bytes),

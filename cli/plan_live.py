@@ -18,20 +18,24 @@ def changes(client: "ApiClient") -> list[dict[str, Any]]:
 
     found = []
     for model in client.fleet().models:
-        wanted = int(model.spec["parallelism"]["experts"])
+        said = model.spec.get("parallelism", {}).get("experts")
+        # What `auto` leads to now stands in the status; the controller chose it.
+        wanted = said if said != "auto" else (model.status.desired_width if model.status else 0)
         placed = model.placement.width if model.placement else 0
-        if wanted == placed:
+        if wanted == placed and said != "auto":
             continue
         entry: dict[str, Any] = {"model": model.name, "from": placed, "to": wanted, "lines": []}
         if model.active is not None:
             entry["lines"] = [f"under way: {model.active.kind}, {model.active.phase}"]
         else:
-            entry["lines"] = _predicted(client, model.name, wanted, plan_lines)
+            entry["lines"] = _predicted(client, model.name, said, plan_lines)
+        if said == "auto":
+            entry["auto"] = True
         found.append(entry)
     return found
 
 
-def _predicted(client: "ApiClient", name: str, wanted: int, lines: Any) -> list[str]:
+def _predicted(client: "ApiClient", name: str, wanted: object, lines: Any) -> list[str]:
     operation = f"plan-{uuid.uuid4().hex[:12]}"
     try:
         answer = client.scale(name, str(wanted), operation_id=operation, dry_run=True)

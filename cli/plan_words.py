@@ -1,13 +1,14 @@
 """From the words of `moectl plan` to a question, and from its answer to what people run or see."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import RefusedError, UnplaceableError, UsageError
 
 if TYPE_CHECKING:
+    from ..core.spec import ModelSpec
     from ..placement.candidates import Question, Workload
     from ..placement.constants import Constants
     from ..placement.emit.commands import Replica
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from .planning import Planned
 
 ENGINES = ("any", "moectl", "vllm", "sglang", "trtllm")
+LENGTHS = "4096/1024"  # a document and a page of answer
 TARGETS = ("vllm", "sglang", "kubernetes")
 
 
@@ -48,23 +50,43 @@ def resolve(
         raise UsageError(
             f"--engine {words.engine}: not known", next_step=f"use one of: {', '.join(ENGINES)}"
         )
-    name, shape = catalogue.find_shape(words.model or _model_of(words.file))
+    declared = _model_of(words.file) if words.file else None
+    if declared is not None:
+        words = _as_declared(words, declared[1])
+    name, shape = catalogue.find_shape(words.model or (declared[0] if declared else ""))
     precision = PRECISIONS[words.precision]
     if words.precision == "nvfp4" and shape.is_moe:
         precision = PRECISIONS["nvfp4-experts"]  # published MoE checkpoints keep attention wide
     question = Question(shape, precision, words.engine, workload(words))
-    return name, question, planning.read_fleet(fleet), catalogue.constants(constants)
+    pools = planning.read_fleet(fleet) if fleet else planning.declared_fleet(words.file)
+    return name, question, pools, catalogue.constants(constants)
 
 
-def _model_of(file: str) -> str:
-    """The checkpoint that a spec's only Model names."""
+def _as_declared(words: Words, spec: "ModelSpec") -> Words:
+    """What was not typed is taken from the Model: lengths, limits and rate."""
+    work, slo = spec.workload, spec.slo
+    limits = [f"{k}={v:g}s" for k, v in (("ttft", slo.ttft), ("tpot", slo.tpot)) if v is not None]
+    return replace(
+        words,
+        lengths=words.lengths or f"{work.input_tokens}/{work.output_tokens}",
+        limits=words.limits or ",".join(limits),
+        rate=words.rate or work.requests_per_s or 0.0,
+    )
+
+
+def _model_of(file: str) -> "tuple[str, ModelSpec]":
+    """The checkpoint that a spec's only Model names, and that Model."""
+    from ..core.spec import ModelSpec
     from . import specs
 
     models = [d for d in specs.read_documents(file) if d.kind == "Model"]
     if len(models) != 1:
         raise UsageError(f"{file} declares {len(models)} models", next_step="name one with --model")
-    path = Path(getattr(models[0].spec, "source").path)  # noqa: B009 - a union of specs
-    return str(path if path.is_absolute() else (specs.folder_of(file) / path).resolve())
+    spec = models[0].spec
+    assert isinstance(spec, ModelSpec)
+    path = Path(spec.source.path)
+    whole = path if path.is_absolute() else (specs.folder_of(file) / path).resolve()
+    return str(whole), spec
 
 
 def workload(words: Words) -> "Workload":
@@ -73,7 +95,7 @@ def workload(words: Words) -> "Workload":
     from ..placement.candidates import Workload
 
     try:
-        first, _, second = words.lengths.partition("/")
+        first, _, second = (words.lengths or LENGTHS).partition("/")
         lengths = (parse_count(first), parse_count(second or "1024"))
         limits: dict[str, float] = {}
         for part in filter(None, re.split(r"[,\s]+", words.limits)):
@@ -158,13 +180,17 @@ def _objects(planned: "Planned") -> list[dict[str, Any]]:
     return objects
 
 
-def drawing(planned: "Planned") -> str:
-    """The first block's replica as an SVG."""
-    from ..placement.draw import svg
+def draw(planned: "Planned", file: Path) -> None:
+    """Draw the first block's replica into an SVG or PNG file."""
+    from ..placement.draw import picture, svg
+    from .draw_file import write_drawing
 
     if not planned.fleet.blocks:
         raise UnplaceableError(f"{planned.model}: nothing to draw")
     block = planned.fleet.blocks[0]
-    name = planned.pools[block.pool].hardware.title
-    title = f"{planned.model}: {block.replicas} x {block.candidate.layout} on {name}"
-    return svg(planned.question.shape, block.candidate.layout, title)
+    pool = planned.pools[block.pool]
+    role = "" if block.candidate.role == "serve" else f"{block.candidate.role} replicas, "
+    count = f"{block.replicas} x " if block.replicas > 1 else ""
+    title = f"{planned.model}: {role}{count}{block.candidate.layout} on {pool.hardware.title}"
+    words = (planned.question.shape, block.candidate.layout, title, pool.node_devices)
+    write_drawing(file, picture(*words), svg(*words))

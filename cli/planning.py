@@ -8,11 +8,13 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import UnplaceableError, UsageError
+from ..core.errors import RefusedError, UnplaceableError, UsageError
 
 if TYPE_CHECKING:
+    from ..core.spec import DeviceSpec
     from ..placement.candidates import Candidate, Question, Refusal, Rejected
     from ..placement.constants import Constants
+    from ..placement.hardware import Hardware
     from ..placement.search import Block, Fleet, Pool
 
 GROUP = re.compile(r"(\d+)x([\w.+/-]+?)(?::(\d+))?")
@@ -53,6 +55,40 @@ def read_fleet(text: str) -> "tuple[Pool, ...]":
         else:
             pools.append(Pool(hardware, count // node, node))
     return tuple(pools)
+
+
+def declared_fleet(file: str) -> "tuple[Pool, ...]":
+    """The Clusters of a spec as pools: nodes alike are one; raises UsageError, RefusedError."""
+    from collections import Counter
+
+    from ..core.spec import ClusterSpec
+    from ..placement.search import Pool
+    from . import specs
+
+    documents = specs.read_documents(file) if file else []
+    nodes: Counter[tuple[Any, int]] = Counter()
+    for cluster in (d.spec for d in documents if isinstance(d.spec, ClusterSpec)):
+        for node in cluster.nodes:
+            where = f"{file}: node {node.name}"
+            nodes.update(Counter(_hardware_of(each, where) for each in node.devices).items())
+    if not nodes:
+        raise UsageError("--fleet is missing", next_step="such as --fleet 8xh100")
+    return tuple(Pool(hardware, count, devices) for (hardware, devices), count in nodes.items())
+
+
+def _hardware_of(device: "DeviceSpec", where: str) -> "Hardware":
+    """What a declared device is; raises RefusedError when it names no sheet."""
+    from ..core.spec import to_plain
+    from ..core.spec.catalogue import CPU_SHEET
+    from . import catalogue
+
+    if device.hardware is None and device.kind != "cpu":
+        raise RefusedError(
+            f"{where} has a {device.kind} device of no data sheet",
+            next_step="write `hardware: {sheet: h100}` below the device, or give --fleet",
+        )
+    changes = to_plain(device.hardware) if device.hardware else {"sheet": CPU_SHEET}
+    return replace(catalogue.with_sheet_changes(changes), hbm_bytes=device.hbm)
 
 
 def ask(
@@ -191,7 +227,9 @@ def to_plain(planned: Planned) -> dict[str, Any]:
             {
                 "device": planned.pools[block.pool].hardware.name,
                 "replicas": block.replicas,
-                **candidate_plain(planned, block.candidate),
+                **candidate_plain(
+                    planned, block.candidate, planned.pools[block.pool].hardware.kind
+                ),
                 "prompt": _prompt(planned, block),
             }
             for block in fleet.blocks
@@ -235,17 +273,17 @@ def front(planned: Planned) -> list[dict[str, Any]]:
         {
             "device": planned.pools[offer.pool].hardware.name,
             "price_per_million_tokens": offer.price,
-            **candidate_plain(planned, offer.candidate),
+            **candidate_plain(planned, offer.candidate, planned.pools[offer.pool].hardware.kind),
         }
         for offer in found
     ]
 
 
-def candidate_plain(planned: Planned, candidate: "Candidate") -> dict[str, Any]:
+def candidate_plain(planned: Planned, candidate: "Candidate", kind: str = "cuda") -> dict[str, Any]:
     """One candidate as plain data, with its memory terms and the engines that can run it."""
     from dataclasses import asdict
 
-    from ..placement.emit.rules import engines_for
+    from ..placement.emit.rules import ENGINES, engines_for, why_not
     from ..placement.memory_terms import Demand, memory_terms
 
     work, shape = planned.question.workload, planned.question.shape
@@ -253,6 +291,7 @@ def candidate_plain(planned: Planned, candidate: "Candidate") -> dict[str, Any]:
         candidate.under_way / candidate.layout.pp,
         work.input_tokens + work.output_tokens,
         min(candidate.chunk, work.input_tokens),
+        kind=kind,
     )
     memory = memory_terms(shape, candidate.layout, planned.question.precision, demand)
     return {
@@ -273,4 +312,9 @@ def candidate_plain(planned: Planned, candidate: "Candidate") -> dict[str, Any]:
             name: round(value / 1e9, 3) for name, value in asdict(memory).items() if value
         },
         "engines": list(engines_for(shape, candidate.layout)),
+        "not_on": {
+            engine: reason
+            for engine in ENGINES
+            if (reason := why_not(engine, shape, candidate.layout))
+        },
     }

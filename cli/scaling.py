@@ -11,6 +11,7 @@ from ..core.units import format_bytes
 from .fleet_view import FleetView, TransitionView
 from .progress import Progress
 
+AUTO_OPTIONS_SHOWN = 16
 PHASES = ("prepare", "commit", "retire", "done")
 WORDS = {
     "prepare": "PREPARE  new workers, group and windows, while the old epoch serves",
@@ -21,29 +22,32 @@ WORDS = {
 
 
 def check_width_text(text: str) -> str:
-    """`N`, `+K` or `-K` as given; raises UsageError on anything else."""
-    if not re.fullmatch(r"[+-]?[1-9][0-9]{0,5}", text):
+    """`N`, `+K`, `-K` or `auto` as given; raises UsageError on anything else."""
+    if not re.fullmatch(r"[+-]?[1-9][0-9]{0,5}|auto", text):
         raise UsageError(
             f"--experts {text}: not a width",
-            next_step="give a number of devices such as 4, or a change such as +2 or -1",
+            next_step="give a number of devices such as 4, a change such as +2 or -1, or auto",
         )
     return text
 
 
 def plan_lines(answer: Mapping[str, Any]) -> list[str]:
-    """What the controller says it will do."""
+    """What the controller says it will do, and of `auto` what the planner chose."""
     plan = answer.get("plan")
+    auto = auto_lines(answer)
     if answer.get("unchanged") and not plan:
         there = f"{answer.get('model')} is spread over {answer.get('to_width')} devices already"
         taken = answer.get("taken")
         return [
+            *auto,
             there,
             *([f"{taken} is yours now; `moectl release` gives it back"] if taken else []),
         ]
     if not plan:
-        return ["nothing to change"]
+        return [*auto, f"stays on {answer.get('to_width')} devices"]
     prediction = plan.get("prediction", plan)
     lines = [
+        *auto,
         f"moves {format_bytes(int(prediction['bytes_moved']))} of experts "
         f"(the least possible is {format_bytes(int(prediction['bytes_lower_bound']))}), "
         f"{int(prediction['steps_cross_node'])} steps cross nodes",
@@ -52,14 +56,34 @@ def plan_lines(answer: Mapping[str, Any]) -> list[str]:
     ]
     shared = int(prediction.get("shared_bytes_moved", 0))
     if shared:
-        lines.insert(1, f"joining devices also load {format_bytes(shared)} of other weights")
+        lines.insert(
+            len(auto) + 1, f"joining devices also load {format_bytes(shared)} of other weights"
+        )
     return lines
+
+
+def auto_lines(answer: Mapping[str, Any]) -> list[str]:
+    """Which width `auto` picks, why, and every width that was weighed; nothing without `auto`."""
+    auto = answer.get("auto")
+    if not auto:
+        return []
+    lines = [f"auto picks {auto['width']} ({auto['reason']}): {auto['message']}"]
+    for option in auto["options"][:AUTO_OPTIONS_SHOWN]:
+        told = option["refusal"] or (
+            f"{option['rate']:.3g} requests/s, TPOT {option['tpot_s'] * 1e3:.3g} ms,"
+            f" TTFT {option['ttft_s'] * 1e3:.3g} ms at {option['batch']} requests a rank"
+        )
+        mark = "*" if option["width"] == auto["width"] else " "
+        lines.append(f"  {mark} {option['width']:3} devices: {told}")
+    hidden = len(auto["options"]) - AUTO_OPTIONS_SHOWN
+    return lines + ([f"    and {hidden} more; -o json shows all"] if hidden > 0 else [])
 
 
 def is_settled(fleet: FleetView, answer: Mapping[str, Any]) -> bool:
     """Whether an accepted scale asks for what is there: then there is no transition to wait for."""
     model = fleet.model(str(answer.get("model")))
-    return bool(answer.get("unchanged")) and (model is None or model.active is None)
+    is_there = answer.get("unchanged") or answer.get("settled")
+    return bool(is_there) and (model is None or model.active is None)
 
 
 def tell_phases(progress: Progress) -> Callable[[TransitionView], None]:

@@ -13,12 +13,14 @@ from typing import Any
 from ..core.errors import NotFoundError, RefusedError
 from ..core.paths import write_private
 
+Width = int | str  # a number of devices, or "auto"
 
-def patch_width(path: Path, model: str, wanted: str, *, dry_run: bool) -> tuple[int, int]:
+
+def patch_width(path: Path, model: str, wanted: str, *, dry_run: bool) -> tuple[Width, Width]:
     """Set `spec.parallelism.experts` of a Model in a file; returns old and new width.
 
-    `wanted` is "8", "+2" or "-1". Raises NotFoundError when the file declares no such model,
-    SpecError when the result would be refused.
+    `wanted` is "8", "+2", "-1" or "auto". Raises NotFoundError when the file declares no such
+    model, SpecError when the result would be refused.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -33,10 +35,13 @@ def patch_width(path: Path, model: str, wanted: str, *, dry_run: bool) -> tuple[
         documents = list(yaml.load_all(text))
     except (OSError, YAMLError) as error:
         raise RefusedError(f"{path} cannot be read: {error}") from error
-    parallelism = _find(documents, model, path)
-    old = int(parallelism["experts"])
-    new = old + int(wanted) if wanted[0] in "+-" else int(wanted)
-    parallelism["experts"] = new
+    spec = _find(documents, model, path)
+    old = _width_of(spec["parallelism"])
+    new = _new_width(old, wanted, path)
+    if isinstance(spec["parallelism"], str):
+        spec["parallelism"] = {"experts": new}
+    else:
+        spec["parallelism"]["experts"] = new
     patched = _same_ends(text, _dump(yaml, documents, text))
     load_text(patched, str(path))
     if not dry_run:
@@ -46,12 +51,30 @@ def patch_width(path: Path, model: str, wanted: str, *, dry_run: bool) -> tuple[
     return old, new
 
 
+def _width_of(parallelism: Any) -> Width:
+    value = parallelism if isinstance(parallelism, str) else parallelism["experts"]
+    return value if value == "auto" else int(value)
+
+
+def _new_width(old: Width, wanted: str, path: Path) -> Width:
+    if wanted == "auto":
+        return wanted
+    if wanted[0] not in "+-":
+        return int(wanted)
+    if isinstance(old, str):
+        raise RefusedError(
+            f"{path}: the width is auto, so {wanted} has nothing to count from",
+            next_step="give a number of devices",
+        )
+    return old + int(wanted)
+
+
 def _find(documents: list[Any], model: str, path: Path) -> Any:
     for document in documents:
         if not isinstance(document, dict) or document.get("kind") != "Model":
             continue
         if document.get("metadata", {}).get("name") == model:
-            return document["spec"]["parallelism"]
+            return document["spec"]
     raise NotFoundError(
         f"{path} declares no model {model!r}", next_step="name the file that declares it"
     )

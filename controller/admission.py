@@ -4,6 +4,7 @@ Pure. The questions that every intent about a model's width has in common: what 
 what is running, what the planner says, and how to say no so that a person knows what to do.
 """
 
+import dataclasses
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +12,9 @@ from ..core.errors import ConflictError, NotFoundError, RefusedError, Unplaceabl
 from ..core.plan import Infeasible, Phase, Placement, StepKind, TransitionKind, TransitionPlan
 from ..core.records import TransitionRecord, to_plain
 from ..core.spec import ModelSpec
+from ..placement.executable import RULES
 from . import attempts, planning
+from .auto_width import Scene, Wanted, wanted_width
 from .config import Limits
 from .model_facts import Facts
 from .observe import Seen, Snapshot
@@ -57,7 +60,8 @@ def pending(model: str, ground: Ground) -> Pending | None:
     status = ground.snapshot.status.get(model)
     if spec is None or running is not None:
         return None
-    if attempts.is_settled(model, spec.value, ground.snapshot, ground.limits):
+    width = wanted(model, planning.spec_of(spec.value), ground).width
+    if attempts.is_settled(model, spec.value, width, ground.snapshot, ground.limits):
         return None  # the status may not say so yet: the loop writes it one tick later
     observed = status.value.observed_generation if status else 0
     is_waiting = any(
@@ -66,9 +70,14 @@ def pending(model: str, ground: Ground) -> Pending | None:
         if c.observed_generation == spec.value.generation
     )
     if spec.value.generation > observed and not is_waiting:
-        width = planning.spec_of(spec.value).parallelism.experts
         return Pending(spec.value.operation_id, width, "scale", "accepted")
     return None
+
+
+def wanted(model: str, spec: ModelSpec, ground: Ground) -> Wanted:
+    """The width that a spec leads to now: the declared one, or what the planner chooses."""
+    old = planning.base_placement(model, ground.snapshot)
+    return wanted_width(model, spec, old, Scene(ground.snapshot, ground.facts, ground.limits))
 
 
 def conflict(model: str, running: Pending, width: int) -> ConflictError:
@@ -81,14 +90,16 @@ def conflict(model: str, running: Pending, width: int) -> ConflictError:
 
 
 def admit(
-    model: str, spec: ModelSpec, ground: Ground, *, must_be_live: bool
+    model: str, spec: ModelSpec, aim: Wanted, ground: Ground, *, must_be_live: bool
 ) -> TransitionPlan | None:
-    """The plan to the spec's width, None when it is there; raises what stands against it."""
+    """The plan to the wanted width, None when it is there; raises what stands against it."""
     unreadable = planning.why_no_facts(spec, ground.facts)
     if unreadable is not None:
         raise RefusedError(f"model {model}: {unreadable.message}", next_step=unreadable.next_step)
-    width = spec.parallelism.experts
-    old = _base_placement(model, ground.snapshot)
+    if aim.refusal is not None:
+        raise no_width(model, aim.refusal)
+    width = aim.width
+    old = planning.base_placement(model, ground.snapshot)
     if old is not None and old.width == width:
         return None
     kind = TransitionKind.SCALE if old else TransitionKind.CREATE
@@ -102,15 +113,6 @@ def admit(
     return plan
 
 
-def _base_placement(model: str, snapshot: Snapshot) -> Placement | None:
-    """The placement that the change will start from: where a running transition leads, if any."""
-    running = snapshot.running(model)
-    placed = snapshot.placements.get(model)
-    if running is not None and running.value.phase in (Phase.PREPARE, Phase.COMMIT, Phase.RETIRE):
-        return running.value.new if running.value.new.ranks else None
-    return placed.value if placed else None
-
-
 def _unplaceable(
     model: str, width: int, answer: Infeasible, snapshot: Snapshot
 ) -> UnplaceableError:
@@ -122,6 +124,16 @@ def _unplaceable(
         f"model {model} cannot be spread over {width} devices; {there}",
         reasons=answer.reasons,
         next_step=nearest or "declare more devices, or free the ones there are",
+    )
+
+
+def no_width(model: str, answer: Infeasible) -> UnplaceableError:
+    """The refusal of `parallelism: auto` when no width keeps all limits."""
+    nearest = f"needs {answer.nearest}" if answer.nearest else ""
+    return UnplaceableError(
+        f"model {model}: parallelism auto finds no width that keeps all limits",
+        reasons=answer.reasons,
+        next_step=nearest or "declare other devices, or `experts: N`",
     )
 
 
@@ -142,6 +154,22 @@ def plan_view(plan: TransitionPlan) -> dict[str, Any]:
         "prediction": to_plain(plan.prediction),
         "steps": {str(kind): sum(step.kind is kind for step in plan.steps) for kind in StepKind},
         "devices": _experts_per_device(plan.new),
+    }
+
+
+def auto_view(aim: Wanted) -> dict[str, Any]:
+    """What the planner chose and weighed, for people; empty when the spec names the width."""
+    if aim.choice is None:
+        return {}
+    choice = aim.choice
+    return {
+        "auto": {
+            "width": choice.width,
+            "reason": str(choice.reason),
+            "message": choice.message,
+            "options": [dataclasses.asdict(option) for option in choice.options],
+            "layouts": [rule.name for rule in RULES],
+        }
     }
 
 

@@ -7,7 +7,7 @@ gap, so admission must not ask the status: it asks the same records that the loo
 
 from ..core.plan import Phase, TransitionKind
 from ..core.records import SpecRecord, TransitionRecord
-from . import planning
+from .auto_width import AUTO_PREFIX
 from .config import Limits
 from .decision import RETRYABLE, cause_of
 from .observe import Snapshot
@@ -15,12 +15,14 @@ from .observe import Snapshot
 GENERATION_KINDS = (TransitionKind.CREATE, TransitionKind.SCALE)
 
 
-def is_settled(model: str, spec: SpecRecord, snapshot: Snapshot, limits: Limits) -> bool:
-    """Whether nothing more will be done about this generation: it was carried out, or failed."""
+def is_settled(
+    model: str, spec: SpecRecord, width: int, snapshot: Snapshot, limits: Limits
+) -> bool:
+    """Whether nothing more will be done about this generation, which leads to `width`."""
     if snapshot.running(model) is not None:
         return False
     placed = snapshot.placements.get(model)
-    if placed is not None and placed.value.width == planning.spec_of(spec).parallelism.experts:
+    if placed is not None and placed.value.width == width:
         return True
     return failed_for_good(model, spec, snapshot, limits) is not None
 
@@ -49,5 +51,6 @@ def attempts(model: str, spec: SpecRecord, snapshot: Snapshot) -> list[Transitio
         for t in snapshot.history(model)
         if t.kind in GENERATION_KINDS
         and t.generation == spec.generation
+        and not t.operation_id.startswith(AUTO_PREFIX)
         and t.accepted_at >= spec.changed_at
     ]

@@ -31,6 +31,10 @@ class Limits:
     node_grace_s: float = 10.0  # workers outlive their agent: give the next one time to adopt them
     attempts_max: int = 3  # of one change; more would hide a fault behind activity
     heal_rest_s: float = 60.0  # after the last attempt in a row, before healing starts over
+    auto_wait_s: float = 30.0  # for declared nodes to come up, before a new model does without
+    auto_settle_s: float = 20.0  # a node that stays this long is worth growing onto
+    auto_rest_s: float = 60.0  # after a change that the planner made, before the next
+    auto_retry_s: float = 300.0  # the same after one that failed: nobody asked for it by hand
     transitions_kept: int = 50  # finished ones per model: the history that people look at
     keys_pruned_max: int = 60  # per change, under the store's 128 operations a transaction
     record_bytes_max: int = 900_000  # under the store's 1 MiB a value, with room for figures

@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..core.errors import (
     ConflictError,
@@ -20,7 +20,7 @@ from ..core.errors import (
 )
 from ..core.plan import Infeasible, Phase, TransitionPlan
 from ..core.records import SpecRecord
-from ..core.spec import ClusterSpec, ModelSpec, spec_from_plain
+from ..core.spec import AUTO, ClusterSpec, ModelSpec, spec_from_plain
 from ..core.spec import to_plain as spec_to_plain
 from . import admission, attempts, lifecycle, ownership, planning
 from .admission import Ground, plan_of_record, plan_view
@@ -127,18 +127,21 @@ def decide_apply(
     plain = merged.spec
     has_failed = _has_failed(wanted.name, seen, ground)  # then the same words are a new try
     if seen is not None and seen.value.spec == plain and not has_failed:
-        return Accepted(_applied(wanted, seen.value, "unchanged") | _kept(merged.kept))
+        said = _applied(wanted, seen.value, "unchanged") | _kept(merged.kept)
+        return Accepted(said | _auto_now(wanted, ground))
     plan: TransitionPlan | Infeasible | None = None
+    auto: dict[str, Any] = {}
     if isinstance(wanted.spec, ModelSpec):
         _refuse_live_changes(wanted.name, seen, plain)
-        width = wanted.spec.parallelism.experts
+        aim = admission.wanted(wanted.name, wanted.spec, ground)
         running = admission.pending(wanted.name, ground)
-        if running is not None and running.target != width:
-            raise admission.conflict(wanted.name, running, width)
-        plan = admission.admit(wanted.name, wanted.spec, ground, must_be_live=False)
+        if running is not None and running.target != aim.width:
+            raise admission.conflict(wanted.name, running, aim.width)
+        plan = admission.admit(wanted.name, wanted.spec, aim, ground, must_be_live=False)
+        auto = admission.auto_view(aim)
     record = _next_record(wanted.kind, wanted.name, plain, seen, caller)
     action = "configured" if seen else "created"
-    body = _applied(wanted, record, action) | _kept(merged.kept)
+    body = _applied(wanted, record, action) | _kept(merged.kept) | auto
     if isinstance(plan, TransitionPlan):
         body["plan"] = plan_view(plan)
     return Accepted(body, None if caller.dry_run else _write(record, seen, ground, "SpecApplied"))
@@ -158,6 +161,13 @@ def _applied(wanted: Declaration, record: SpecRecord, action: str) -> dict[str, 
         "generation": record.generation,
         "operation_id": record.operation_id,
     }
+
+
+def _auto_now(wanted: Declaration, ground: Ground) -> dict[str, Any]:
+    """What `parallelism: auto` leads to at this moment; nothing for other documents."""
+    if not isinstance(wanted.spec, ModelSpec):
+        return {}
+    return admission.auto_view(admission.wanted(wanted.name, wanted.spec, ground))
 
 
 def _kept(paths: tuple[str, ...]) -> dict[str, Any]:
@@ -187,27 +197,39 @@ def decide_scale(
     if seen is None:
         raise admission.unknown_model(model, ground)
     spec = planning.spec_of(seen.value)
-    width = parse_width(experts, spec.parallelism.experts)
+    known_width = admission.wanted(model, spec, ground).width
+    declared = AUTO if str(experts).strip() == AUTO else parse_width(experts, known_width)
     known = _same_operation(model, caller, ground)
     if known is not None:
         return Accepted(known)
     if expected_generation not in (None, seen.value.generation):
         raise ownership.stale(seen.value, expected_generation or 0)
-    ownership.merge(seen.value, spec_to_plain(_widened(spec, width)), caller.as_writer)
+    changed = _widened(spec, declared)
+    ownership.merge(seen.value, spec_to_plain(changed), caller.as_writer)
+    aim = admission.wanted(model, changed, ground)
+    width = aim.width
     running = admission.pending(model, ground)
     if running is not None and running.target != width:
         raise admission.conflict(model, running, width)
-    plan = admission.admit(model, _widened(spec, width), ground, must_be_live=True)
-    body = {"model": model, "generation": seen.value.generation, "to_width": width}
+    plan = admission.admit(model, changed, aim, ground, must_be_live=True)
+    body: dict[str, Any] = {
+        "model": model,
+        "generation": seen.value.generation,
+        "to_width": width,
+        **admission.auto_view(aim),
+    }
     if isinstance(plan, TransitionPlan):
         body["plan"] = plan_view(plan)
     placed = ground.snapshot.placements.get(model)
     is_there = placed is not None and placed.value.width == width and running is None
-    if running is not None or (is_there and spec.parallelism.experts == width):
+    is_said = spec.parallelism.experts == declared
+    if (running is not None and is_said) or (is_there and is_said):
         body |= {"operation_id": seen.value.operation_id, "unchanged": True}
         return _take_over(body, seen, ground, caller)
-    record = _next_record("Model", model, spec_to_plain(_widened(spec, width)), seen, caller)
+    record = _next_record("Model", model, spec_to_plain(changed), seen, caller)
     body |= {"operation_id": record.operation_id, "generation": record.generation}
+    if is_there:
+        body["settled"] = True  # the width only changes hands: no transition follows
     return Accepted(body, None if caller.dry_run else _write(record, seen, ground, "ScaleAccepted"))
 
 
@@ -230,7 +252,7 @@ def parse_width(experts: str, now: int) -> int:
     text = str(experts).strip()
     if not RELATIVE.fullmatch(text):
         raise UsageError(
-            f"experts {experts!r} is not a width", next_step='use a number, "+2" or "-1"'
+            f"experts {experts!r} is not a width", next_step='use a number, "+2", "-1" or auto'
         )
     width = now + int(text) if text[0] in "+-" else int(text)
     if width < 1:
@@ -241,7 +263,7 @@ def parse_width(experts: str, now: int) -> int:
     return width
 
 
-def _widened(spec: ModelSpec, width: int) -> ModelSpec:
+def _widened(spec: ModelSpec, width: int | Literal["auto"]) -> ModelSpec:
     parallelism = spec.parallelism.model_copy(update={"experts": width})
     return spec.model_copy(update={"parallelism": parallelism})
 

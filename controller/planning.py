@@ -47,18 +47,19 @@ class Wish:
 
 def plan_wish(wish: Wish, snapshot: Snapshot, facts: Facts) -> TransitionPlan | Infeasible:
     """Plan against the live nodes of the snapshot."""
-    return _plan(wish, live_devices(snapshot), snapshot, facts)
+    return plan_on(wish, live_devices(snapshot), snapshot, facts)
 
 
 def plan_declared(wish: Wish, snapshot: Snapshot, facts: Facts) -> TransitionPlan | Infeasible:
     """Plan against live and declared nodes: what will be possible once all of them are up."""
     devices = declared_devices(snapshot) | live_devices(snapshot)
-    return _plan(wish, devices, snapshot, facts)
+    return plan_on(wish, devices, snapshot, facts)
 
 
-def _plan(
+def plan_on(
     wish: Wish, devices: Mapping[DeviceId, DeviceRecord], snapshot: Snapshot, facts: Facts
 ) -> TransitionPlan | Infeasible:
+    """Plan against these devices."""
     known = facts.get(wish.spec.source.path)
     if not isinstance(known, ModelFacts):
         if wish.kind is not TransitionKind.DELETE:
@@ -88,6 +89,15 @@ def _plan(
             loads=loads_of(wish.model, snapshot),
         )
     )
+
+
+def base_placement(model: str, snapshot: Snapshot) -> Placement | None:
+    """The placement that a change will start from: where a running transition leads, if any."""
+    running = snapshot.running(model)
+    placed = snapshot.placements.get(model)
+    if running is not None and running.value.phase in (Phase.PREPARE, Phase.COMMIT, Phase.RETIRE):
+        return running.value.new if running.value.new.ranks else None
+    return placed.value if placed else None
 
 
 def loads_of(model: str, snapshot: Snapshot) -> tuple[tuple[float, ...], ...]:

@@ -8,7 +8,7 @@ stands in a record. For each model, in this order:
     declared, not placed   -> CREATE
     placed, not declared   -> DELETE
     placed and not well    -> HEAL, after the grace that its trouble deserves (`health`)
-    placed at other width  -> SCALE
+    placed at other width  -> SCALE (the width declared, or the one `auto_width` chooses)
     and always             -> say so in its status (`status`)
 """
 
@@ -21,6 +21,7 @@ from ..core.records import Condition, SpecRecord
 from ..core.spec import ModelSpec
 from ..core.units import format_bytes
 from . import attempts, health, lifecycle, planning, prune, status
+from .auto_width import AUTO_PREFIX, Scene, wanted_width
 from .config import Limits
 from .decision import Change, Decision, Draft
 from .health import HealthReason
@@ -129,10 +130,10 @@ def _judge_declared(model: Model, world: World) -> Verdict:
     if model.placed is not None and found.health is not None:
         if found.health.reason is not HealthReason.SERVING:
             return _judge_unwell(model, model.placed.value, found, world)
-        if model.placed.value.width == model.parsed.parallelism.experts:
-            return Verdict(None, found)
+        if model.placed.value.width == found.wanted.width:
+            return Verdict(None, found, found.wanted.wake_at)
     if found.refusal or found.failed_generation:
-        return Verdict(None, found)
+        return Verdict(None, found, found.wanted.wake_at)
     return _judge_width(model, found, world)
 
 
@@ -140,7 +141,7 @@ def _judge_width(model: Model, found: Findings, world: World) -> Verdict:
     """CREATE or SCALE to the declared width, if it can be done with the nodes that are alive."""
     old = model.placed.value if model.placed else None
     kind = TransitionKind.SCALE if old else TransitionKind.CREATE
-    width = model.parsed.parallelism.experts
+    width = found.wanted.width
     wish = planning.Wish(kind, model.name, model.parsed, width, old)
     plan = planning.plan_wish(wish, world.snapshot, world.facts)
     if isinstance(plan, Infeasible):
@@ -148,12 +149,21 @@ def _judge_width(model: Model, found: Findings, world: World) -> Verdict:
         if isinstance(declared, Infeasible):
             refusal = Refusal("Unplaceable", "; ".join(declared.reasons))
             return Verdict(None, dataclasses.replace(found, refusal=refusal, waiting=plan))
-        return Verdict(None, dataclasses.replace(found, waiting=plan))
+        return Verdict(None, dataclasses.replace(found, waiting=plan), found.wanted.wake_at)
     record = model.spec.value
+    if old is not None and found.wanted.is_auto and _is_carried_out(model, world):
+        base = f"{AUTO_PREFIX}{model.name}-e{old.epoch}"  # nobody asked: the fleet has changed
+        return Verdict(_start(plan, base, record.spec, 0, world), found)
     earlier = attempts.attempts(model.name, record, world.snapshot)
     accepted_at = world.now if earlier else record.changed_at
     change = _start(plan, record.operation_id, record.spec, accepted_at, world)
     return Verdict(change, found)
+
+
+def _is_carried_out(model: Model, world: World) -> bool:
+    """Whether the spec's generation was reached before, so that this change is our own idea."""
+    seen = world.snapshot.status.get(model.name)
+    return seen is not None and seen.value.observed_generation >= model.spec.value.generation
 
 
 def _judge_unwell(model: Model, placement: Placement, found: Findings, world: World) -> Verdict:
@@ -270,7 +280,14 @@ def _findings(model: str, world: World) -> Findings:
     )
     if spec is None:
         return found
-    unreadable = planning.why_no_facts(planning.spec_of(spec.value), world.facts)
+    parsed = planning.spec_of(spec.value)
+    scene = Scene(snapshot, world.facts, world.limits, world.now)
+    wanted = wanted_width(model, parsed, planning.base_placement(model, snapshot), scene)
+    found = dataclasses.replace(found, wanted=wanted)
+    if wanted.refusal is not None and placed is None:
+        text = status.reasons_text(wanted.refusal)
+        found = dataclasses.replace(found, refusal=Refusal("Unplaceable", text))
+    unreadable = planning.why_no_facts(parsed, world.facts)
     if unreadable is not None and placed is None:
         found = dataclasses.replace(
             found, refusal=Refusal("CheckpointUnreadable", unreadable.message)

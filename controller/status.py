@@ -19,11 +19,12 @@ from ..core.records import (
     TransitionRecord,
 )
 from ..core.transitions import WorkerState
+from ..placement.auto import AutoReason
 from . import flips
+from .auto_width import Wanted
 from .flips import Flip
 from .health import Health, HealthReason
 from .observe import Snapshot
-from .planning import spec_of
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 GERUNDS = {"create": "Creating", "scale": "Scaling", "heal": "Healing", "delete": "Deleting"}
@@ -37,6 +38,9 @@ class Refusal:
     message: str
 
 
+NOT_ASKED = Wanted(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Findings:
     """What the reconcile code has found out about a model on its way."""
@@ -46,6 +50,7 @@ class Findings:
     waiting: Infeasible | None = None  # it cannot be carried out on the live fleet
     failed_generation: int = 0
     failure: str = ""
+    wanted: Wanted = NOT_ASKED
 
 
 def compute(
@@ -58,7 +63,7 @@ def compute(
     running = snapshot.running(model)
     transition = running.value if running else None
     generation = spec.generation if spec else (before.value.observed_generation if before else 0)
-    desired = spec_of(spec).parallelism.experts if spec else 0
+    desired = found.wanted.width if spec else 0
     last = before.value if before else None
     is_carried_out = transition is None and placement is not None and placement.width == desired
     flip = flips.under_way(placement, transition, snapshot)
@@ -68,6 +73,7 @@ def compute(
         (carried_out, _placed(placement, found)),
         (newest, _progressing(transition, placement, desired, found)),
         (carried_out, _ready(placement, desired, found, flip)),
+        *((newest, facet) for facet in _planned(found)),
     ]
     return ModelStatus(
         model=model,
@@ -97,7 +103,7 @@ def _placed(placement: Placement | None, found: Findings) -> _Facet:
         devices = ", ".join(str(device) for device in placement.ranks)
         return "Placed", TRUE, "Placed", f"epoch {placement.epoch} on {devices}"
     if found.waiting:
-        return "Placed", FALSE, "WaitingForDevices", _reasons(found.waiting)
+        return "Placed", FALSE, "WaitingForDevices", reasons_text(found.waiting)
     return "Placed", FALSE, "NotPlaced", "no placement was committed yet"
 
 
@@ -114,9 +120,10 @@ def _progressing(
     if found.failed_generation:
         return "Progressing", FALSE, "Forfeited", found.failure
     if found.waiting:
-        return "Progressing", FALSE, "WaitingForDevices", _reasons(found.waiting)
+        return "Progressing", FALSE, "WaitingForDevices", reasons_text(found.waiting)
     if placement is not None and placement.width == desired:
-        return "Progressing", FALSE, "Idle", f"width {desired} as declared"
+        word = "chosen" if found.wanted.is_auto else "declared"
+        return "Progressing", FALSE, "Idle", f"width {desired} as {word}"
     return "Progressing", UNKNOWN, "Pending", "the change has not begun"
 
 
@@ -137,7 +144,18 @@ def _ready(placement: Placement | None, desired: int, found: Findings, flip: Fli
     return "Ready", FALSE if is_certain else UNKNOWN, str(health.reason), health.message
 
 
-def _reasons(answer: Infeasible) -> str:
+def _planned(found: Findings) -> tuple[_Facet, ...]:
+    """Of `parallelism: auto` only: the width that was chosen and why, or why none can be."""
+    choice, refusal = found.wanted.choice, found.wanted.refusal
+    if choice is not None:
+        return (("Planned", TRUE, str(choice.reason), choice.message),)
+    if refusal is not None:
+        return (("Planned", FALSE, str(AutoReason.NO_WIDTH), reasons_text(refusal)),)
+    return ()
+
+
+def reasons_text(answer: Infeasible) -> str:
+    """Why not, and the nearest change that would do."""
     nearest = f"; nearest that fits: {answer.nearest}" if answer.nearest else ""
     return "; ".join(answer.reasons) + nearest
 

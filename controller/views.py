@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core.plan import Phase, TransitionKind
 from ..core.records import NodeRecord, SpecRecord, TransitionRecord, to_plain
+from ..core.spec import AUTO
 from ..core.transitions import TERMINAL_PHASES
 from .attempts import is_settled
 from .config import Limits
@@ -163,13 +164,25 @@ def transition(record: TransitionRecord, snapshot: Snapshot, limits: Limits) -> 
     return plain
 
 
+def _aimed_at(name: str, spec: SpecRecord, snapshot: Snapshot) -> int | None:
+    """The width that a spec leads to; None while nobody has chosen one for `auto` yet."""
+    declared = spec_of(spec).parallelism.experts
+    if declared != AUTO:
+        return int(declared)
+    seen = snapshot.status.get(name)
+    if seen is None or seen.value.observed_generation < spec.generation:
+        return None
+    return seen.value.desired_width
+
+
 def accepted(operation_id: str, snapshot: Snapshot, limits: Limits) -> dict[str, Any] | None:
     """An intent that was accepted and not begun, in the form of a transition; None: unknown."""
     for (kind, name), seen in snapshot.specs.items():
         spec = seen.value
         if kind != "Model" or spec.operation_id != operation_id:
             continue
-        if is_settled(name, spec, snapshot, limits):
+        width = _aimed_at(name, spec, snapshot)
+        if width is not None and is_settled(name, spec, width, snapshot, limits):
             return None  # it asked for what was there: there never was anything to carry out
         placed = snapshot.placements.get(name)
         return {
@@ -180,7 +193,7 @@ def accepted(operation_id: str, snapshot: Snapshot, limits: Limits) -> dict[str,
             "generation": spec.generation,
             "accepted_at": spec.changed_at,
             "from_width": placed.value.width if placed else 0,
-            "to_width": spec_of(spec).parallelism.experts,
+            "to_width": width or 0,
             "phase_at": {},
             "deadline_at": 0.0,
             "prediction": {},

@@ -8,7 +8,7 @@ Legend: L layers, M MoE layers, E experts of a layer, H hidden width, I width of
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class ModelFacts:
     shared_elements: int  # of every weight that is not a routed expert, once
     expert_bias_elements: int = 0  # of one expert
     kv_elements: int = 0  # of one token in one layer; 0: keys and values of every KV head
+    # The parsed config.json itself, for readers that need more of it (the planner's).
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def expert_elements(self) -> int:
@@ -120,6 +122,7 @@ def _count(
         kv_elements=read.integer("kv_lora_rank") + read.integer("qk_rope_head_dim")
         if latent
         else 0,
+        config=config,
     )
 
 

@@ -173,21 +173,22 @@ def weigh_all(
     return candidates, rejected + slow
 
 
-def _demand(work: Workload, chunk: int, sequences: float) -> Demand:
+def _demand(work: Workload, chunk: int, sequences: float, kind: str) -> Demand:
     whole = work.input_tokens + work.output_tokens
-    return Demand(sequences, whole, min(chunk, work.input_tokens))
+    return Demand(sequences, whole, min(chunk, work.input_tokens), kind=kind)
 
 
 def _fitting(question: Question, hardware: Hardware, layout: Layout) -> list[_Choice]:
     """Batches and chunks for which the memory of the fullest device suffices."""
     found: list[_Choice] = []
     shape, work = question.shape, question.workload
-    least = _demand(work, work.chunks[0], 1.0)
+    least = _demand(work, work.chunks[0], 1.0, hardware.kind)
     terms = memory_terms(shape, layout, question.precision, least)
     one = terms.cache + terms.state
-    rest = terms.total - chunk_bytes(shape, layout, least)
+    rest = terms.total - chunk_bytes(shape, layout, question.precision, least)
     for chunk in work.chunks:
-        total = rest + chunk_bytes(shape, layout, _demand(work, chunk, 1.0))
+        wanted = _demand(work, chunk, 1.0, hardware.kind)
+        total = rest + chunk_bytes(shape, layout, question.precision, wanted)
         room = (hardware.hbm_bytes * USABLE - (total - one)) / max(one, 1.0)
         found += [
             _Choice(layout, batch, chunk, total + (batch - 1) * one)
@@ -201,7 +202,7 @@ def _fitting(question: Question, hardware: Hardware, layout: Layout) -> list[_Ch
 
 
 def _over_memory(question: Question, hardware: Hardware, layout: Layout) -> Rejected:
-    demand = _demand(question.workload, question.workload.chunks[0], 1.0)
+    demand = _demand(question.workload, question.workload.chunks[0], 1.0, hardware.kind)
     terms = memory_terms(question.shape, layout, question.precision, demand)
     text = (
         f"{layout}: {terms.total / 1e9:.1f} GB for one request on a device of"

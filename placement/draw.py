@@ -1,47 +1,80 @@
-"""What does a replica look like? Devices across, layers down, experts inside, as an SVG.
+"""What does a replica look like? Devices across, layers down, experts inside.
 
-One column a device, one band a pipeline stage; inside, the share of attention heads, cached key
-heads and experts that the device holds. Plain text out, so that it needs no library.
+One box a device, a row of boxes a node, one band a pipeline stage; inside, which attention heads
+and which experts the device holds, as words and as bars over all heads and all experts. The picture
+is a list of rectangles and texts; `svg` writes it out, and whoever has a plotting library draws it.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from html import escape
 
 from .layouts import Layout
 from .model_facts import ModelShape
 
-CELL_W, CELL_H, LEFT, TOP = 118, 74, 70, 58
-COLUMNS_MAX = 64
-INK, MUTED = "#1f2933", "#6b7785"
-STAGES = ("#dcebfa", "#e3f5e5", "#fdf0d5", "#f6e2ef", "#e7e3f8", "#e9efe9")
+CELL_W, CELL_H, GAP = 134, 92, 8
+LEFT, TOP, BOTTOM = 96, 62, 42
+DEVICES_MAX = 64  # of one stage that are drawn; the rest is alike and counted
+INK, MUTED, LINE, TRACK = "#1f2933", "#5b6672", "#9aa7b4", "#ffffff"
+HEADS, EXPERTS = "#3f7cac", "#d1873c"
+STAGES = ("#e3eefa", "#e6f4e8", "#fbf1dc", "#f6e6f0", "#eae7f8", "#ecf1ec")
 
 
-def svg(shape: ModelShape, layout: Layout, title: str) -> str:
-    """The drawing of one replica."""
-    columns = min(layout.stage_devices, COLUMNS_MAX)
-    width = LEFT + columns * CELL_W + 16
-    height = TOP + layout.pp * CELL_H + 44
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
-        f' viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="12" y="22" font-size="14" fill="{INK}">{escape(title)}</text>',
-        f'<text x="12" y="40" fill="{MUTED}">{escape(_caption(shape, layout))}</text>',
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A rectangle, or (with `text`) words that begin at x on the line y. Pixels, y downwards."""
+
+    x: float
+    y: float
+    fill: str
+    width: float = 0.0
+    height: float = 0.0
+    text: str = ""
+    size: int = 11
+    is_bold: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A drawing; later marks lie over earlier ones."""
+
+    width: int
+    height: int
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """How the devices of a stage are laid out: rows of a node's devices."""
+
+    columns: int
+    rows: int
+    shown: int
+
+    @property
+    def height(self) -> int:
+        """Pixels of one stage's band."""
+        return self.rows * CELL_H + GAP
+
+
+def picture(shape: ModelShape, layout: Layout, title: str, node_devices: int = 8) -> Picture:
+    """The drawing of one replica in nodes of so many devices."""
+    shown = min(layout.stage_devices, DEVICES_MAX)
+    columns = min(shown, max(1, node_devices))
+    grid = _Grid(columns, -(-shown // columns), shown)
+    width = max(LEFT + columns * CELL_W + 16, 24 + 7 * max(len(title), 80))
+    height = TOP + layout.pp * grid.height + BOTTOM
+    marks = [
+        Mark(0, 0, "#ffffff", width, height),
+        Mark(12, 24, INK, text=title, size=14, is_bold=True),
+        Mark(12, 44, MUTED, text=_caption(shape, layout)),
     ]
     first = 0
     for stage in range(layout.pp):
         layers = _layers_of(shape.layers, layout.pp, stage)
-        y = TOP + stage * CELL_H
-        span = f"layers {first}-{first + layers - 1}"
-        parts.append(f'<text x="12" y="{y + 30}" fill="{INK}">stage {stage}</text>')
-        parts.append(f'<text x="12" y="{y + 46}" font-size="9" fill="{MUTED}">{span}</text>')
-        parts += [_cell(shape, layout, stage, column, y) for column in range(columns)]
+        marks += _band(shape, layout, grid, stage, (first, layers))
         first += layers
-    hidden = layout.stage_devices - columns
-    if hidden:
-        parts.append(
-            f'<text x="12" y="{height - 12}" fill="{MUTED}">and {hidden} more alike</text>'
-        )
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return Picture(width, height, (*marks, *_legend(shape, layout, grid, height)))
 
 
 def _layers_of(layers: int, stages: int, stage: int) -> int:
@@ -52,32 +85,98 @@ def _layers_of(layers: int, stages: int, stage: int) -> int:
 def _caption(shape: ModelShape, layout: Layout) -> str:
     kinds = f"{shape.layers} layers, {shape.heads} heads"
     if shape.is_moe:
-        kinds += f", {shape.experts} experts in {shape.moe_layers} layers"
+        kinds += f", {shape.experts} experts in each of {shape.moe_layers} layers"
     return f"{kinds}; {layout} on {layout.devices} devices"
 
 
-def _cell(shape: ModelShape, layout: Layout, stage: int, column: int, y: int) -> str:
-    x = LEFT + column * CELL_W
-    device = stage * layout.stage_devices + column
-    tensor = column % layout.tp
-    heads = shape.heads // layout.tp
-    lines = [f"heads {tensor * heads}-{(tensor + 1) * heads - 1}"]
-    if layout.dp > 1:
-        lines[0] += f", copy {column // layout.tp % layout.dp}"
+def _legend(shape: ModelShape, layout: Layout, grid: _Grid, height: int) -> Iterator[Mark]:
+    y = height - 16
+    yield Mark(12, y - 7, HEADS, 22, 6)
+    yield Mark(40, y, MUTED, text="attention heads held, of all")
     if shape.is_moe:
-        each = shape.experts // layout.ep
-        group = column // layout.etp
-        text = f"experts {group * each}-{(group + 1) * each - 1}"
-        lines.append(text if layout.etp == 1 else f"{text} /{layout.etp}")
-    bar = (CELL_W - 20) / layout.stage_devices
-    marks = "".join(
-        f'<text x="{x + 9}" y="{y + 34 + 14 * row}" fill="{INK}">{escape(line)}</text>'
-        for row, line in enumerate(lines)
-    )
+        yield Mark(222, y - 7, EXPERTS, 22, 6)
+        yield Mark(250, y, MUTED, text="experts held, of all; paler: a slice of each")
+    hidden = layout.stage_devices - grid.shown
+    if hidden:
+        yield Mark(530, y, INK, text=f"and {hidden} more devices a stage, alike")
+
+
+def _band(
+    shape: ModelShape, layout: Layout, grid: _Grid, stage: int, span: tuple[int, int]
+) -> Iterator[Mark]:
+    """One pipeline stage: its words on the left, its devices in rows."""
+    first, layers = span
+    y = TOP + stage * grid.height
+    label = f"stage {stage}" if layout.pp > 1 else "one stage"
+    yield Mark(12, y + 20, INK, text=label, is_bold=True)
+    yield Mark(12, y + 36, MUTED, text=f"layers {first}-{first + layers - 1}", size=10)
+    for number in range(grid.shown):
+        row, column = divmod(number, grid.columns)
+        if column == 0 and grid.rows > 1:
+            yield Mark(12, y + row * CELL_H + 58, MUTED, text=f"node {row}", size=10)
+        at = (LEFT + column * CELL_W, y + row * CELL_H)
+        yield from _cell(shape, layout, stage, number, at)
+
+
+def _cell(
+    shape: ModelShape, layout: Layout, stage: int, number: int, at: tuple[int, int]
+) -> Iterator[Mark]:
+    """One device: its number, the heads and experts it holds, and bars for both."""
+    x, y = at
+    wide, inner = CELL_W - GAP, CELL_W - GAP - 18
+    yield Mark(x, y, LINE, wide, CELL_H - GAP)
+    yield Mark(x + 1, y + 1, STAGES[stage % len(STAGES)], wide - 2, CELL_H - GAP - 2)
+    device = stage * layout.stage_devices + number
+    yield Mark(x + 9, y + 17, INK, text=f"d{device}", is_bold=True)
+    if layout.dp > 1:
+        yield Mark(x + 44, y + 17, MUTED, text=f"copy {number // layout.tp % layout.dp}", size=10)
+    heads = shape.heads // layout.tp
+    tensor = number % layout.tp
+    yield Mark(x + 9, y + 33, INK, text=f"heads {_span(tensor * heads, heads)}", size=10)
+    yield from _bar((x + 9, y + 38), inner, (tensor / layout.tp, 1 / layout.tp), HEADS)
+    if not shape.is_moe:
+        return
+    each, group = shape.experts // layout.ep, number // layout.etp
+    text = f"experts {_span(group * each, each)}"
+    if layout.etp > 1:
+        text += f" (1/{layout.etp})"
+    yield Mark(x + 9, y + 61, INK, text=text, size=10)
+    color = EXPERTS if layout.etp == 1 else "#ecc799"
+    yield from _bar((x + 9, y + 66), inner, (group / layout.ep, 1 / layout.ep), color)
+
+
+def _span(first: int, count: int) -> str:
+    return f"{first}-{first + count - 1}" if count > 1 else str(first)
+
+
+def _bar(
+    at: tuple[float, float], width: float, part: tuple[float, float], color: str
+) -> Iterator[Mark]:
+    yield Mark(*at, TRACK, width, 6)
+    yield Mark(at[0] + width * part[0], at[1], color, max(2.0, width * part[1]), 6)
+
+
+def svg(shape: ModelShape, layout: Layout, title: str, node_devices: int = 8) -> str:
+    """The drawing of one replica as an SVG."""
+    drawn = picture(shape, layout, title, node_devices)
+    size = f'width="{drawn.width}" height="{drawn.height}"'
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {drawn.width}'
+        f' {drawn.height}" font-family="sans-serif">',
+        *map(_element, drawn.marks),
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _element(mark: Mark) -> str:
+    if mark.text:
+        weight = ' font-weight="bold"' if mark.is_bold else ""
+        return (
+            f'<text x="{mark.x:g}" y="{mark.y:g}" font-size="{mark.size}"{weight}'
+            f' fill="{mark.fill}">{escape(mark.text)}</text>'
+        )
     return (
-        f'<rect x="{x}" y="{y}" width="{CELL_W - 6}" height="{CELL_H - 8}" rx="5"'
-        f' fill="{STAGES[stage % len(STAGES)]}" stroke="#9aa7b4"/>'
-        f'<text x="{x + 9}" y="{y + 17}" font-weight="bold" fill="{INK}">d{device}</text>'
-        f'<rect x="{x + 8 + bar * column:.1f}" y="{y + CELL_H - 17}" width="{max(bar, 2):.1f}"'
-        f' height="4" fill="#3f7cac"/>{marks}'
+        f'<rect x="{mark.x:.1f}" y="{mark.y:.1f}" width="{mark.width:.1f}"'
+        f' height="{mark.height:.1f}" fill="{mark.fill}"/>'
     )

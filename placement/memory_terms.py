@@ -5,16 +5,20 @@ communication buffers and what the runtime itself takes. The last is the only on
 it is named, and counts what a CUDA context, its libraries and captured graphs are known to hold.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from .layouts import Layout
 from .model_facts import ModelShape
 from .quantities import Precision
 
 CONTEXT_BYTES = 1200 * 2**20  # a CUDA context with the libraries of products and collectives
+# A worker on a cpu device is forked from a process that has loaded everything: what it holds alone
+# is what it has written since, nearly all of it the heap of Python and torch. Measured: 17 MiB
+# just after the fork, 18 to 21 after load and scaling, whatever the model's width.
+CPU_RUNTIME_BYTES = 19 * 2**20
 GRAPH_BYTES_PER_LAYER = 8 * 2**20  # captured decode graphs, all batch sizes of an engine together
 USABLE = 0.95  # the rest is fragmentation and what the driver keeps
-ACTIVATION_BYTES = 2  # activations are bf16 whatever the weights are
+ACTIVATION_BYTES = 2  # activations are bf16 unless everything is float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Demand:
     chunk: int  # tokens of a prefill chunk
     query_copies: int = 1  # dual chunk attention makes five
     adapter_bytes: int = 0
+    kind: str = "cuda"  # of the device: a cpu one has no context and no captured graphs
 
 
 def mlp_activation_bytes(tokens: int, inner: int, chunk: int | None = None) -> int:
@@ -73,6 +78,7 @@ def memory_terms(
     linear, other = precision.linear_bytes, precision.other_bytes
     cache_shards = 1 if _is_replicated(shape) else min(tp, shape.kv_heads)
     per_sequence = shape.kv_elements(demand.tokens) * precision.kv_bytes / cache_shards / layout.cp
+    wide = precision.other_bytes / ACTIVATION_BYTES  # float32 engines keep float32 rows
     # With pp stages, pp batches are under way, each stage holding its layers of all of them.
     sequences = demand.sequences * pp
     return MemoryTerms(
@@ -85,15 +91,23 @@ def memory_terms(
         adapters=float(demand.adapter_bytes),
         cache=sequences * per_sequence * stage,
         state=sequences * shape.state_elements * 4 / tp * stage,
-        activations=activation_bytes(shape, layout, demand),
-        buffers=_buffer_bytes(shape, layout, demand),
-        runtime=CONTEXT_BYTES + GRAPH_BYTES_PER_LAYER * shape.layers * stage,
+        activations=activation_bytes(shape, layout, demand) * wide,
+        buffers=_buffer_bytes(shape, layout, demand) * wide,
+        runtime=runtime_bytes(demand.kind, shape.layers * stage),
     )
 
 
-def chunk_bytes(shape: ModelShape, layout: Layout, demand: Demand) -> float:
+def chunk_bytes(shape: ModelShape, layout: Layout, precision: Precision, demand: Demand) -> float:
     """The terms that a wider prefill chunk makes larger: activations and buffers."""
-    return activation_bytes(shape, layout, demand) + _buffer_bytes(shape, layout, demand)
+    rows = activation_bytes(shape, layout, demand) + _buffer_bytes(shape, layout, demand)
+    return rows * precision.other_bytes / ACTIVATION_BYTES
+
+
+def runtime_bytes(kind: str, layers: float) -> float:
+    """What a rank's process and its libraries hold, whatever the model's width."""
+    if kind == "cpu":
+        return float(CPU_RUNTIME_BYTES)
+    return CONTEXT_BYTES + GRAPH_BYTES_PER_LAYER * layers
 
 
 def _is_replicated(shape: ModelShape) -> bool:
@@ -135,4 +149,4 @@ def sequences_that_fit(
 
 
 def _with(demand: Demand, sequences: float) -> Demand:
-    return Demand(sequences, demand.tokens, demand.chunk, demand.query_copies, demand.adapter_bytes)
+    return replace(demand, sequences=sequences)

@@ -66,6 +66,8 @@ def _tell(requests: list[dict[str, object]], output: str) -> None:
 
 def _print_results(answer: object, requests: list[dict[str, object]], suffix: str) -> None:
     """One line a document, as kubectl does."""
+    from ..scaling import auto_lines
+
     results = answer.get("results") if isinstance(answer, dict) else None
     by_name = {(r.get("kind"), r.get("name")): r for r in results or ()}
     for request in requests:
@@ -74,6 +76,8 @@ def _print_results(answer: object, requests: list[dict[str, object]], suffix: st
         generation = result.get("generation")
         detail = f", generation {generation}" if generation else ""
         print(f"{str(request['kind']).lower()}/{request['name']} {outcome}{detail}{suffix}")
+        for line in auto_lines(result):
+            print(f"  {line}")
 
 
 def _wait(client: "ApiClient", names: list[str], timeout: float) -> None:

@@ -7,7 +7,7 @@ import typer
 
 
 def calibrate(
-    file: Annotated[Path, typer.Argument(help="CSV of measured serving rows.")],
+    file: Annotated[Path, typer.Argument(help="CSV of measured rows; its columns are below.")],
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the constants and the report here.")
     ] = None,
@@ -20,6 +20,17 @@ def calibrate(
 
     Rows that cannot be believed are left out by rules on their labels, each named with its rule.
     Models and devices are names of the catalogue, or paths: `moectl tune` writes such rows.
+
+    A row is one measurement of a replica under a steady load. Its columns are
+
+    \b
+      model_path  precision  gemm_quant_mode
+      system                        the device
+      backend  backend_version      the engine
+      isl  osl                      input and output tokens
+      batch_size                    running requests of one attention replica
+      tp_size  pp_size  attention_dp_size  moe_tp_size  moe_ep_size
+      measured_ttft_ms  measured_tpot_ms
 
     \b
     Examples:

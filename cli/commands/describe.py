@@ -6,25 +6,29 @@ import typer
 
 from ..completing import one_of
 
-KINDS = ("device", "model", "node", "worker", "transition")
+KINDS = ("device", "memory", "model", "node", "worker", "transition")
 
 
 def describe(
     kind: Annotated[
         str,
         typer.Argument(
-            help="model, node, worker, transition or device.",
-            autocompletion=one_of("model", "node", "worker", "transition", "device"),
+            help="model, memory, node, worker, transition or device.",
+            autocompletion=one_of("model", "memory", "node", "worker", "transition", "device"),
         ),
     ],
-    name: Annotated[str, typer.Argument(help="Its name; of a device NODE/DEVICE.")],
+    name: Annotated[str, typer.Argument(help="Its name; of memory a model, of a device NODE/DEV.")],
     output: Annotated[str, typer.Option("-o", "--output", help="table, json or yaml.")] = "table",
 ) -> None:
     """Show one thing whole: a model in five layers, a change with its phases, a device by pages.
 
+    `memory` compares what the planner says that a worker holds with what the workers of a model
+    really hold, term by term: pages, exchange regions, and what each process has for itself.
+
     \b
     Examples:
       moectl describe model chat
+      moectl describe memory chat
       moectl describe transition scale-1a2b3c
       moectl describe worker chat/n1/d0
       moectl describe device n1/d0
@@ -34,7 +38,10 @@ def describe(
     from ..instance import connect
     from ..render import print_data
 
-    if kind in KINDS[1:]:
+    if kind == "memory":
+        _memory(name, output)
+        return
+    if kind in KINDS[2:]:
         from ..describing import show
 
         show(kind, name, output)
@@ -51,6 +58,23 @@ def describe(
         _print_table(told)
     else:
         print_data(told, output)
+
+
+def _memory(model: str, output: str) -> None:
+    """The memory model beside real pages and processes."""
+    from ...core.errors import UsageError
+    from ..instance import connect
+    from ..memory_check import check_model, table_lines
+    from ..render import print_data
+
+    if output not in ("table", "json", "yaml"):
+        raise UsageError(f"-o {output}: not a format", next_step="use table, json or yaml")
+    with connect() as client:
+        check = check_model(client, model)
+    if output == "table":
+        print("\n".join(table_lines(check)))
+    else:
+        print_data(check, output)
 
 
 def _print_table(told: dict[str, Any]) -> None:

@@ -115,15 +115,14 @@ def facts(
       moectl model facts ./config.json -o json
     """
     from ...core.errors import UsageError
-    from ..model_numbers import numbers
+    from ..model_numbers import number_lines, numbers
     from ..render import print_data
 
     if output not in ("text", "json", "yaml"):
         raise UsageError(f"-o {output}: not a format", next_step="use text, json or yaml")
     plain = numbers(path)
     if output == "text":
-        for key, value in plain.items():
-            print(f"{key:22} {value}")
+        print("\n".join(number_lines(plain)))
     else:
         print_data(plain, output)
 

@@ -18,24 +18,30 @@ def plan(
     ] = "",
     file: Annotated[str, typer.Option("--file", "-f", help="Spec whose Model is planned.")] = "",
     fleet: Annotated[str, typer.Option(help="Devices, such as 32xh200 or 8xb200,16xh100.")] = "",
-    lengths: Annotated[str, typer.Option(help="Input and output tokens.")] = "4096/1024",
+    lengths: Annotated[
+        str, typer.Option(help="Input/output tokens, else the spec's or 4096/1024.")
+    ] = "",
     limits: Annotated[str, typer.Option("--slo", help="Such as ttft=2s,tpot=50ms,gap=0.5s.")] = "",
     rate: Annotated[float, typer.Option(help="Requests a second; 0 = as many as can be.")] = 0.0,
     precision: Annotated[str, typer.Option(help="Such as bf16, fp8, nvfp4.")] = "bf16",
     engine: Annotated[str, typer.Option(help="moectl, vllm, sglang or any.")] = "any",
     constants: Annotated[Path | None, typer.Option(help="A fit by `moectl calibrate`.")] = None,
     emit: Annotated[str, typer.Option(help="vllm, sglang or kubernetes: print that.")] = "",
-    draw: Annotated[Path | None, typer.Option(help="Draw the layout into an SVG.")] = None,
+    draw: Annotated[Path | None, typer.Option(help="Draw the layout: a .svg or .png.")] = None,
     output: Annotated[str, typer.Option("-o", "--output", help="table or json.")] = "table",
 ) -> None:
     """Show what would change on the running fleet, or plan a model for a fleet that is not here.
 
     Without a model it compares every declared model with its placement. With one it searches
-    layouts; nothing is touched. Exit 4 names the limit that binds and the nearest change.
+    layouts; nothing is touched. A spec brings its fleet, lengths and limits along, unless you type
+    others; a Model that says `parallelism: auto` is answered with the width that auto would pick.
+    Exit 4 names the limit that binds and the nearest change. A device is a name of the catalogue or
+    a YAML file of yours.
 
     \b
     Examples:
       moectl plan
+      moectl plan -f clusters/local.yaml
       moectl plan -m deepseek-v3 --precision fp8 --fleet 32xh200 --slo ttft=2s,tpot=50ms
       moectl plan -m qwen3-30b-a3b --fleet 8xh100 --engine vllm --emit kubernetes
       moectl plan -f clusters/local.yaml --fleet 8xh100 -o json
@@ -47,14 +53,14 @@ def plan(
     if not model and not file:
         _live(output)
         return
-    if not fleet:
-        raise UsageError("--fleet is missing", next_step="such as --fleet 8xh100")
     from .. import plan_words, planning
 
+    if file and not model and not fleet and _told_auto(file, output):
+        return
     words = plan_words.Words(model, file, lengths, limits, rate, precision, engine)
     planned = planning.ask(*plan_words.resolve(words, fleet, constants))
     if draw is not None:
-        draw.write_text(plan_words.drawing(planned), encoding="utf-8")
+        plan_words.draw(planned, draw)
     if emit:
         print(plan_words.emitted(planned, emit), end="")
     elif output == "json":
@@ -63,6 +69,20 @@ def plan(
         print_data(planning.to_plain(planned), "json")
     else:
         _table(planned)
+
+
+def _told_auto(file: str, output: str) -> bool:
+    """Print what `parallelism: auto` picks on the file's own fleet; False when nothing says so."""
+    from ..auto_offline import picked
+    from ..render import print_data
+    from ..scaling import auto_lines
+
+    found = picked(file)
+    if found and output == "json":
+        print_data(found, "json")
+    elif found:
+        print("\n".join([f"model {found['model']}, nothing is running yet:", *auto_lines(found)]))
+    return bool(found)
 
 
 def _table(planned: "Planned") -> None:
@@ -83,7 +103,7 @@ def _table(planned: "Planned") -> None:
         "  engines"
     )
     for block in fleet.blocks:
-        each = candidate_plain(planned, block.candidate)
+        each = candidate_plain(planned, block.candidate, planned.pools[block.pool].hardware.kind)
         memory = sum(each["memory_gb"].values())
         name = planned.pools[block.pool].hardware.name
         print(
@@ -92,6 +112,8 @@ def _table(planned: "Planned") -> None:
             f"  {each['tpot_s'] * 1e3:7.1f}"
             f"  {memory:9.1f}  {','.join(each['engines']) or 'none'}"
         )
+        if "moectl" in each["not_on"]:
+            print(f"          export-only: {each['not_on']['moectl']}")
     reasons = why(fleet)
     if reasons:
         print("why not others:")
@@ -115,6 +137,7 @@ def _live(output: str) -> None:
     if not found:
         print("nothing would change: every model stands as declared")
     for change in found:
-        print(f"{change['model']}: experts over {change['from']} -> {change['to']} devices")
+        auto = " (parallelism: auto)" if change.get("auto") else ""
+        print(f"{change['model']}: experts over {change['from']} -> {change['to']} devices{auto}")
         for line in change["lines"]:
             print(f"  {line}")

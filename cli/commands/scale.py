@@ -17,7 +17,9 @@ def scale(
     model: Annotated[str, typer.Argument(help="Name of the model.", autocompletion=complete_model)],
     experts: Annotated[
         str,
-        typer.Option("--experts", "-e", help="N devices, or +K or -K from the width declared now."),
+        typer.Option(
+            "--experts", "-e", help="N devices, +K or -K from now, or auto: the planner's choice."
+        ),
     ] = "",
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Show the phases until it is done.")
@@ -37,13 +39,15 @@ def scale(
 ) -> None:
     """Spread the routed experts of every layer over N devices, live: no request is dropped.
 
-    Any width from 1 to all devices works, dividing the number of experts or not.
+    Any width from 1 to all devices works, dividing the number of experts or not. A number takes the
+    width of a model with `parallelism: auto` into your hands; `--experts auto` gives it back.
 
     \b
     Examples:
       moectl scale chat --experts 4
       moectl scale chat --experts +1 --no-wait
       moectl scale chat --experts -2 --dry-run=server
+      moectl scale chat --experts auto
       moectl scale chat --experts 3 -o json
       moectl scale chat --cancel
       moectl scale chat --experts 4 --write clusters/chat.yaml

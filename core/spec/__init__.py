@@ -12,10 +12,20 @@ from .load import (
     spec_from_plain,
     to_plain,
 )
-from .model import EngineSpec, MemorySpec, ModelSpec, ParallelismSpec, SloSpec, SourceSpec
+from .model import (
+    AUTO,
+    EngineSpec,
+    MemorySpec,
+    ModelSpec,
+    ParallelismSpec,
+    SloSpec,
+    SourceSpec,
+    WorkloadSpec,
+)
 
 __all__ = [
     "API_VERSION",
+    "AUTO",
     "ClusterSpec",
     "DeviceSpec",
     "Document",
@@ -27,6 +37,7 @@ __all__ = [
     "SloSpec",
     "SourceSpec",
     "Spec",
+    "WorkloadSpec",
     "cluster_spec_from_plain",
     "load_documents",
     "load_text",

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ..units import exact_bytes
+from .hardware import HardwareSpec
 from .types import Address, Bytes, Duration, Name, SpecModel
 from .values import Finding, children, quantity, text_of
 
@@ -29,6 +30,7 @@ class DeviceSpec(SpecModel):
     hbm: Bytes
     page_size: Bytes = 2 * 2**20
     pretouch: Bytes | None = None
+    hardware: HardwareSpec | None = None  # for plans: which accelerator this is
 
 
 class NodeSpec(SpecModel):

@@ -81,6 +81,7 @@ def _type_texts(kind: str, value: Any, context: Any, message: str) -> tuple[str,
     limits = {
         "greater_than_equal": ("is too small", "ge", "use {} or more"),
         "less_than_equal": ("is too large", "le", "use {} or less"),
+        "greater_than": ("is too small", "gt", "use more than {}"),
     }
     if kind in limits:
         reason, key, fix = limits[kind]

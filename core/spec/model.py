@@ -5,16 +5,18 @@ read from its checkpoint (`core.facts`), never declared here.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic.annotated_handlers import GetJsonSchemaHandler
 
 from .patterns import count_schema
-from .types import Bytes, Duration, FolderPath, SpecModel, WholeCount
+from .types import Bytes, Duration, FolderPath, SpecModel, WholeCount, mistake
 from .values import Finding, child, quantity, text_of
 
 WIDTH_MAX = 4096  # ranks; owner tables grow with it
 THREADS_MAX = 256  # of arithmetic in one rank; more than any machine has cores to spare for one
+AUTO: Literal["auto"] = "auto"
 
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 Precision = Literal["standard", "reproducible"]
@@ -26,10 +28,52 @@ class SourceSpec(SpecModel):
     path: FolderPath
 
 
-class ParallelismSpec(SpecModel):
-    """`experts`: over how many devices the routed experts of every layer are spread."""
+def _width(value: Any) -> Any:
+    if value == AUTO and isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        shown = f"{value!r}" if isinstance(value, (str, float)) else type(value).__name__
+        raise mistake(
+            f"{shown} is not a width", "write a number of devices, or auto for the planner's choice"
+        )
+    if not 1 <= value <= WIDTH_MAX:
+        side = "small" if value < 1 else "large"
+        raise mistake(f"{value} is too {side}", f"use 1 to {WIDTH_MAX}, or auto")
+    return value
 
-    experts: Annotated[int, Field(ge=1, le=WIDTH_MAX)]
+
+Width = Annotated[
+    int | Literal["auto"],
+    PlainValidator(_width),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": WIDTH_MAX}, {"const": AUTO}]}
+    ),
+]
+
+
+class ParallelismSpec(SpecModel):
+    """`experts`: over how many devices the routed experts of every layer are spread, or `auto`.
+
+    `parallelism: auto` is short for `parallelism: {experts: auto}`: the planner chooses the width
+    among the layouts that the engine can execute (docs/placement.md).
+    """
+
+    experts: Width
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if value == AUTO:
+                return {"experts": AUTO}
+            raise mistake(f"{value!r} is not a parallelism", "write auto, or experts: N below it")
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: Any, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [handler(core_schema), {"const": AUTO}]}
 
 
 class MemorySpec(SpecModel):
@@ -60,6 +104,17 @@ class SloSpec(SpecModel):
     tpot: Duration | None = None
 
 
+class WorkloadSpec(SpecModel):
+    """What the model is expected to be asked: `parallelism: auto` and plans count with it.
+
+    `requests_per_s` None: as many as the fleet can.
+    """
+
+    input_tokens: Annotated[WholeCount, Field(ge=1), count_schema(1)] = 1024
+    output_tokens: Annotated[WholeCount, Field(ge=1), count_schema(1)] = 256
+    requests_per_s: Annotated[float, Field(gt=0, le=1e9)] | None = None
+
+
 class ModelSpec(SpecModel):
     """A served model."""
 
@@ -69,6 +124,7 @@ class ModelSpec(SpecModel):
     engine: EngineSpec = EngineSpec()
     precision: Precision = "standard"
     slo: SloSpec = SloSpec()
+    workload: WorkloadSpec = WorkloadSpec()
     replay_deadline: Duration = 60.0  # how long a request may wait for another rank
 
 

@@ -14,10 +14,11 @@ WORDS = {
     "Cluster.nodes.devices.hbm": "All of its memory that models may use, a whole number of pages.",
     "Cluster.nodes.devices.pageSize": "The unit in which memory is given out; a power of two.",
     "Cluster.nodes.devices.pretouch": "Free memory made ready in the background; all by default.",
+    "Cluster.nodes.devices.hardware": "For plans: the accelerator's sheet, any figure replaced.",
     "Cluster.leaseTtl": "How long a node that says nothing counts as alive.",
     "Model.source.path": "Folder of the checkpoint: config.json, tokenizer, safetensors.",
     "Model.parallelism.experts": "Over how many devices the routed experts of every layer are"
-    " spread. `moectl scale` changes it while the model serves.",
+    " spread, or auto: the planner chooses. `moectl scale` changes it while the model serves.",
     "Model.memory.kvPerDevice": "Keys and values that a rank starts with; free pages add to them.",
     "Model.engine.maxBatchTokens": "Tokens that one step of a rank computes at most.",
     "Model.engine.maxRequests": "Requests that a rank computes at once; others wait.",
@@ -30,6 +31,9 @@ WORDS = {
     "Model.precision": "reproducible: the same tokens whatever else is in the batch, bit for bit.",
     "Model.slo.ttft": "Time to the first token that users are owed.",
     "Model.slo.tpot": "Time per token after the first that users are owed.",
+    "Model.workload.inputTokens": "Length of a usual prompt; plans and auto count with it.",
+    "Model.workload.outputTokens": "Length of a usual answer.",
+    "Model.workload.requestsPerS": "The rate that auto has to serve; by default as many as can be.",
     "Model.replayDeadline": "How long a request whose rank is gone waits for another one.",
 }
 

@@ -11,6 +11,7 @@ from ...core.errors import RefusedError
 from ..layouts import Layout
 from ..model_facts import ModelShape
 from ..quantities import Precision
+from .checks import check_words
 from .rules import why_not
 
 KV_TYPES = {1.0: "fp8", 2.0: "auto", 4.0: "auto"}
@@ -38,7 +39,9 @@ def command(engine: str, replica: Replica) -> list[str]:
             f"{engine} cannot run {replica.layout}: {reason}",
             next_step="plan with --engine to choose among layouts of one engine",
         )
-    return {"vllm": _vllm, "sglang": _sglang, "moectl": _own}[engine](replica)
+    words = {"vllm": _vllm, "sglang": _sglang, "moectl": _own}[engine](replica)
+    check_words(engine, words, replica.shape, replica.precision)
+    return words
 
 
 def _vllm(replica: Replica) -> list[str]:

@@ -5,11 +5,14 @@ scheduler places it as the plan assumed. The images are arguments: a plan does n
 """
 
 import re
+import shlex
 from typing import Any
 
+from .checks import number
 from .commands import Replica, command
 
 PORT = 8000
+RAY_PORT = 6379
 IMAGES = {"vllm": "vllm/vllm-openai:latest", "sglang": "lmsysorg/sglang:latest"}
 RESOURCES = {"cuda": "nvidia.com/gpu", "ascend": "huawei.com/Ascend910"}
 
@@ -98,16 +101,13 @@ def _leader_workers(
 ) -> dict[str, Any]:
     nodes, devices, kind = group
     labels = _labels(name)
-    leader = [*words, "--port", str(PORT), "--host", "0.0.0.0"]  # noqa: S104 - behind a Service
-    joins = _joins(engine, nodes)
-    pods = [
-        _pod(_container(engine, [*start, *joins], devices, kind), dict(labels))
-        for start in (leader, words)
-    ]
-    for index, pod in enumerate(pods):
-        if engine == "sglang":
-            rank = "0" if index == 0 else "$(LWS_WORKER_INDEX)"
-            pod["spec"]["containers"][0]["command"] += ["--node-rank", rank]
+    leads = [*words, "--port", str(PORT), "--host", "0.0.0.0"]  # noqa: S104 - behind a Service
+    commands = {"vllm": _over_ray, "sglang": _by_rank}[engine](leads, words, nodes, devices)
+    containers = [_container(engine, each, devices, kind) for each in commands]
+    for key in ("ports", "readinessProbe"):
+        del containers[1][key]  # only the leader answers requests
+    # A Service selects by role: pods that do not answer must not be among those it chooses.
+    inner = {"app": labels["app"]}
     return {
         "apiVersion": "leaderworkerset.x-k8s.io/v1",
         "kind": "LeaderWorkerSet",
@@ -116,15 +116,39 @@ def _leader_workers(
             "replicas": replicas,
             "leaderWorkerTemplate": {
                 "size": nodes,
-                "leaderTemplate": pods[0],
-                "workerTemplate": pods[1],
+                "restartPolicy": "RecreateGroupOnPodRestart",
+                "leaderTemplate": _pod(containers[0], dict(labels)),
+                "workerTemplate": _pod(containers[1], inner),
             },
         },
     }
 
 
-def _joins(engine: str, nodes: int) -> list[str]:
-    """How the pods of a group find each other; the variables are set by the LeaderWorkerSet."""
-    if engine == "sglang":
-        return ["--nnodes", str(nodes), "--dist-init-addr", "$(LWS_LEADER_ADDRESS):20000"]
-    return ["--distributed-executor-backend", "ray"]
+def _by_rank(leads: list[str], words: list[str], nodes: int, _: int) -> tuple[list[str], list[str]]:
+    """SGLang: every pod starts the engine with its rank; the variables are the set's own."""
+    joins = ["--nnodes", str(nodes), "--dist-init-addr", "$(LWS_LEADER_ADDRESS):20000"]
+    worker = [*words, *joins, "--node-rank", "$(LWS_WORKER_INDEX)"]
+    return [*leads, *joins, "--node-rank", "0"], worker
+
+
+def _over_ray(
+    leads: list[str], words: list[str], nodes: int, devices: int
+) -> tuple[list[str], list[str]]:
+    """vLLM: one pod starts the engine, which places its workers over a Ray cluster of all pods."""
+    serve = [*leads, "--distributed-executor-backend", "ray"]
+    if "--data-parallel-size" in words:
+        serve += ["--data-parallel-backend", "ray"]
+        serve += ["--data-parallel-size-local", str(_replicas_here(words, devices))]
+    head = f"ray start --head --port={RAY_PORT} && exec {shlex.join(serve)}"
+    # `shlex` quotes what Kubernetes itself fills in; nothing here needs that.
+    join = f"exec ray start --block --address=$(LWS_LEADER_ADDRESS):{RAY_PORT}"
+    return ["sh", "-c", head], ["sh", "-c", join]
+
+
+def _replicas_here(words: list[str], devices: int) -> int:
+    """Attention replicas that stand on the leader's own node."""
+    tp, pp = (
+        number(words, "--tensor-parallel-size", 1),
+        number(words, "--pipeline-parallel-size", 1),
+    )
+    return max(1, devices // (tp * pp))

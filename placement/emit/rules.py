@@ -7,22 +7,9 @@ as one of them: a plan for it chooses only among layouts that it can execute.
 
 from collections.abc import Callable
 
+from ..executable import why_not_executable
 from ..layouts import Layout, why_illegal
 from ..model_facts import ModelShape
-
-# Families that our own engine serves; kept beside its facts reader by a test.
-OWN_ARCHITECTURES = frozenset({"Qwen3MoeForCausalLM"})
-
-
-def why_not_own(shape: ModelShape, layout: Layout) -> str:
-    """Our engine: attention data-parallel, experts over all ranks, one stage."""
-    if shape.architecture not in OWN_ARCHITECTURES:
-        return f"our engine does not serve {shape.architecture} yet"
-    if layout.tp > 1 or layout.pp > 1 or layout.cp > 1:
-        return "our engine runs tp 1, pp 1, cp 1: attention data-parallel, experts over all ranks"
-    if layout.ep != layout.dp:
-        return f"our engine spreads experts over all {layout.dp} ranks, not over {layout.ep}"
-    return ""
 
 
 def why_not_vllm(shape: ModelShape, layout: Layout) -> str:
@@ -57,7 +44,7 @@ def why_not_sglang(shape: ModelShape, layout: Layout) -> str:
 
 
 ENGINES: dict[str, Callable[[ModelShape, Layout], str]] = {
-    "moectl": why_not_own,
+    "moectl": why_not_executable,
     "vllm": why_not_vllm,
     "sglang": why_not_sglang,
 }

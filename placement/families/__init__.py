@@ -27,6 +27,8 @@ READERS: dict[str, Reader] = {
     "DeepseekV4ForCausalLM": compressed.read,
     "Glm4MoeForCausalLM": routed.read_glm,
     "Qwen3MoeForCausalLM": routed.read_qwen,
+    "Qwen2MoeForCausalLM": routed.read_qwen2_moe,
+    "OlmoeForCausalLM": routed.read_olmoe,
     "MixtralForCausalLM": routed.read_mixtral,
     "GptOssForCausalLM": routed.read_gpt_oss,
     "MiniMaxM2ForCausalLM": routed.read_minimax,

@@ -1,4 +1,4 @@
-"""Grouped attention with routed experts: Qwen3, GLM-4.5, Mixtral, gpt-oss, MiniMax, Llama 4.
+"""Grouped attention with routed experts: Qwen2 and 3, OLMoE, GLM, Mixtral, gpt-oss, MiniMax, ...
 
 The traps are here: `intermediate_size` is the expert width for Mixtral, gpt-oss, MiniMax and (with
 `intermediate_size_mlp` as the dense one) Llama 4; the head width is not d / h for Qwen3-235B; half
@@ -30,6 +30,41 @@ def read_qwen(fields: Fields, name: str) -> ModelShape:
         mlp = gated_mlp(d, fields.integer("intermediate_size"))
         groups.append(LayerGroup(layers - sparse, attention, mlp, 2 * d))
     return whole(fields, name, groups)
+
+
+def read_qwen2_moe(fields: Fields, name: str) -> ModelShape:
+    """Qwen2-MoE: biased projections, and a shared expert behind a gate of its own."""
+    d, layers = fields.integer("hidden_size"), fields.integer("num_hidden_layers")
+    step = fields.integer("decoder_sparse_step", default=1)
+    dense = set(fields.items("mlp_only_layers") or ())
+    sparse = sum(1 for n in range(layers) if n not in dense and (n + 1) % step == 0)
+    attention = grouped(fields, HeadRules(qkv_bias=fields.flag("qkv_bias", default=True)))
+    experts = (
+        fields.integer("num_experts", "num_local_experts"),
+        fields.integer("num_experts_per_tok"),
+        fields.integer("moe_intermediate_size"),
+    )
+    mlp = routed_mlp(d, experts, fields.integer("shared_expert_intermediate_size"))
+    mlp = replace(mlp, dense_parameters=mlp.dense_parameters + d)
+    inner = gated_mlp(d, fields.integer("intermediate_size")) if sparse < layers else mlp
+    groups = [
+        LayerGroup(sparse, attention, mlp, 2 * d),
+        LayerGroup(layers - sparse, attention, inner, 2 * d),
+    ]
+    return whole(fields, name, groups)
+
+
+def read_olmoe(fields: Fields, name: str) -> ModelShape:
+    """OLMoE: norms over all heads at once; `intermediate_size` is the experts' width."""
+    d, layers = fields.integer("hidden_size"), fields.integer("num_hidden_layers")
+    bias = fields.flag("attention_bias")
+    attention = grouped(fields, HeadRules(norm="full", qkv_bias=bias, out_bias=bias))
+    experts = (
+        fields.integer("num_experts", "num_local_experts"),
+        fields.integer("num_experts_per_tok"),
+        fields.integer("intermediate_size"),
+    )
+    return whole(fields, name, [LayerGroup(layers, attention, routed_mlp(d, experts), 2 * d)])
 
 
 def read_glm(fields: Fields, name: str) -> ModelShape:

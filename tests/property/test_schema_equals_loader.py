@@ -33,6 +33,7 @@ NUMBERS: list[Any] = [0, 1, 2, 3, 4, 64, 4095, 4096, 4097, 65536, 65537, 2**20, 
 NUMBERS += [-1, 1.5, 2**70, 10_001, 1024, 1025, 65]  # not 1.0: an integer to JSON, not to us
 ODD: list[Any] = [None, True, False, [], {}, [1], {"a": 1}, ["a"]]
 
+HARDWARE = {"sheet": "h100", "bandwidthTBs": 3.1, "links": {"node": {"GBs": 300, "latencyUs": 2}}}
 BASES: list[dict[str, Any]] = [
     {
         "apiVersion": "moectl.dev/v1",
@@ -53,6 +54,7 @@ BASES: list[dict[str, Any]] = [
             },
             "precision": "standard",
             "slo": {"ttft": "80ms", "tpot": None},
+            "workload": {"inputTokens": "1Ki", "outputTokens": 64, "requestsPerS": 2.5},
             "replayDeadline": "60s",
         },
     },
@@ -66,7 +68,11 @@ BASES: list[dict[str, Any]] = [
                     "name": "n1",
                     "address": "127.0.0.11",
                     "devices": [{"id": "d0", "kind": "cpu", "hbm": "96MiB", "pageSize": "16KiB"}],
-                }
+                },
+                {
+                    "name": "n2",
+                    "devices": [{"id": "d0", "hbm": "80GiB", "hardware": HARDWARE}],
+                },
             ],
             "leaseTtl": "5s",
         },

@@ -36,6 +36,23 @@ FACTS = ModelFacts(
     context_tokens=64,
     tied_embeddings=True,
     shared_elements=1000,
+    config={
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "num_hidden_layers": 3,
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+        "vocab_size": 16,
+        "max_position_embeddings": 64,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "intermediate_size": 8,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "tie_word_embeddings": True,
+    },
 )
 MODEL_SPEC = {
     "source": {"path": "/models/chat"},
@@ -160,7 +177,7 @@ class World:
     def snapshot(self) -> Snapshot:
         return self.mirror.snapshot()
 
-    async def apply(self, experts: int = 2, name: str = "chat") -> dict:
+    async def apply(self, experts: int | str = 2, name: str = "chat") -> dict:
         spec = MODEL_SPEC | {"parallelism": {"experts": experts}}
         (declared,) = intents.parse_declarations([{"kind": "Model", "name": name, "spec": spec}])
         caller = self.caller()
@@ -200,6 +217,8 @@ class World:
         ready = next(c for c in status.value.conditions if c.type == "Ready")
         wanted = spec.value.spec["parallelism"]["experts"]
         is_refused = status.value.failed_generation == spec.value.generation
+        if wanted == "auto":
+            wanted = status.value.desired_width
         return ready.status == "True" and (placed.value.width == wanted or is_refused)
 
     def last(self, model: str = "chat") -> TransitionRecord:

@@ -319,3 +319,41 @@ def test_specs_are_frozen() -> None:
 def test_the_schema_in_the_repository_is_made_from_the_types() -> None:
     stored = clusters.folder() / "schema" / "moectl.dev-v1.json"
     assert stored.read_text(encoding="utf-8") == schema.schema_text()
+
+
+def test_parallelism_auto_is_short_for_experts_auto() -> None:
+    head = "apiVersion: moectl.dev/v1\nkind: Model\nmetadata: {name: chat}\nspec:\n"
+    for text in ("auto", "{experts: auto}"):
+        (found,) = spec.load_text(f"{head}  source: {{path: p}}\n  parallelism: {text}\n")
+        assert spec.to_plain(found.spec)["parallelism"] == {"experts": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "word"),
+    [
+        ("wide", "spec.parallelism", "'wide' is not a parallelism"),
+        ("{experts: wide}", "spec.parallelism.experts", "'wide' is not a width"),
+        ("{experts: 5000}", "spec.parallelism.experts", "5000 is too large"),
+        ("{experts: 1.5}", "spec.parallelism.experts", "1.5 is not a width"),
+        ("3", "spec.parallelism", "expected an object, found a whole number (3)"),
+    ],
+)
+def test_a_wrong_parallelism_is_told_with_its_line(text: str, path: str, word: str) -> None:
+    head = "apiVersion: moectl.dev/v1\nkind: Model\nmetadata: {name: chat}\nspec:\n"
+    (only,) = mistakes_of(f"{head}  source: {{path: p}}\n  parallelism: {text}\n")
+    assert (only.line, only.path) == (6, path) and word in only.reason
+    assert "auto" in only.fix or path == "spec.parallelism"
+
+
+def test_a_device_names_its_sheet_and_any_figure_of_it() -> None:
+    changes = "bandwidthTBs: 3.1, peakTflops: {bf16: 900}, links: {node: {GBs: 300}}"
+    device = f"{{id: d0, kind: cuda, hbm: 80GiB, hardware: {{sheet: h100, {changes}}}}}"
+    text = (
+        "apiVersion: moectl.dev/v1\nkind: Cluster\nmetadata: {name: c}\nspec:\n  nodes:\n"
+        f"    - name: n1\n      devices: [{device}]\n"
+    )
+    (found,) = spec.load_text(text)
+    plain = spec.to_plain(found.spec)["nodes"][0]["devices"][0]["hardware"]
+    assert plain["links"]["node"]["GBs"] == 300 and plain["bandwidthTBs"] == 3.1
+    (wrong,) = mistakes_of(text.replace("h100", "h1000"))
+    assert "did you mean 'h100'" in wrong.fix and wrong.line == 7

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from moectl.cli import catalogue
-from moectl.placement.families import read_shape
+from moectl.placement.executable import ARCHITECTURES
+from moectl.placement.families import READERS, read_shape
 
 # Card -> changes that make the model small; ratios that the formulas depend on stay apart.
 SMALL: dict[str, dict[str, Any]] = {
@@ -38,3 +39,33 @@ def test_the_count_equals_the_built_model(name: str) -> None:
 
 def _without_type(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("model_type",)}
+
+
+def test_every_family_that_our_engine_serves_can_be_planned() -> None:
+    assert set(READERS) >= ARCHITECTURES
+
+
+@pytest.mark.parametrize("name", ["Qwen2MoeConfig", "OlmoeConfig"])
+def test_families_without_a_card_equal_the_built_model_too(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    settings = getattr(transformers, name)(
+        num_hidden_layers=3,
+        hidden_size=64,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=8,
+        vocab_size=128,
+        **(
+            {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 40}
+            | {"mlp_only_layers": [1]}
+            if name == "Qwen2MoeConfig"
+            else {}
+        ),
+    )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(settings)
+    built = sum(parameter.numel() for parameter in model.parameters())
+    plain = {**settings.to_dict(), "architectures": [type(model).__name__]}
+    assert read_shape(plain).total_parameters == built

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moectl.cli import main as cli_main
+from moectl.cli.planning import declared_fleet
 from moectl.core.errors import CheckpointError, RefusedError, UnplaceableError, UsageError
 
 RUNNER = CliRunner()
@@ -119,3 +120,92 @@ def test_facts_need_no_weights() -> None:
     facts = json.loads(run("model", "facts", "deepseek-v3", "-o", "json"))
     assert round(facts["total_parameters"] / 1e9, 1) == 671.0
     assert sum(facts["parameters"].values()) == facts["total_parameters"]
+
+
+FLEET = """
+apiVersion: moectl.dev/v1
+kind: Cluster
+metadata: {name: c}
+spec:
+  nodes:
+    - name: a
+      devices: [DEVICE_A, DEVICE_A2]
+    - name: b
+      devices: [DEVICE_B]
+---
+apiVersion: moectl.dev/v1
+kind: Model
+metadata: {name: m}
+spec:
+  source: {path: MODEL}
+  parallelism: {experts: 1}
+  workload: {inputTokens: 512, outputTokens: 64}
+"""
+
+
+def spec(tmp_path: Path, a: str, b: str) -> str:
+    """A file with three cuda devices on two nodes, `a` and `b` being their `hardware`."""
+    text = FLEET.replace("MODEL", str(Path(__file__).parents[3] / "clusters/models/demo"))
+    for name, id_, hardware in (
+        ("DEVICE_A2", "d1", a),
+        ("DEVICE_A", "d0", a),
+        ("DEVICE_B", "d0", b),
+    ):
+        device = f"{{id: {id_}, kind: cuda, hbm: 80GiB, hardware: {hardware}}}"
+        text = text.replace(name, device)
+    file = tmp_path / "fleet.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_a_spec_brings_its_heterogeneous_fleet_and_its_workload(tmp_path: Path) -> None:
+    file = spec(tmp_path, "{sheet: h100}", "{sheet: h200}")
+    answer = json.loads(run("plan", "-f", file, "-o", "json"))
+    assert {block["device"] for block in answer["blocks"]} == {"h100", "h200"}
+    assert answer["devices_used"] == 3
+    assert (answer["workload"]["input_tokens"], answer["workload"]["output_tokens"]) == (512, 64)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "bandwidthTBs: 0.1",
+        "peakTflops: {bf16: 1}",
+        "links: {node: {GBs: 0.01, latencyUs: 90000}}",
+        "pricePerHour: 9",
+    ],
+)
+def test_any_figure_of_a_sheet_can_be_replaced_in_a_spec(tmp_path: Path, change: str) -> None:
+    plain = declared_fleet(spec(tmp_path, "{sheet: h100}", "{sheet: h100}"))
+    (first, *_) = declared_fleet(spec(tmp_path, f"{{sheet: h100, {change}}}", "{sheet: h100}"))
+    assert first.hardware != plain[0].hardware
+    assert first.hardware.name == "h100" and first.node_devices == 2
+    assert first.hardware.hbm_bytes == 80 * 2**30
+
+
+def test_a_slower_memory_serves_less(tmp_path: Path) -> None:
+    fast, slow = (
+        json.loads(run("plan", "-f", spec(tmp_path, each, each), "-o", "json"))
+        for each in ("{sheet: h100}", "{sheet: h100, bandwidthTBs: 0.05}")
+    )
+    assert slow["requests_per_s"] < fast["requests_per_s"]
+
+
+def test_a_sheet_of_your_own_may_build_on_a_shipped_one(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("{sheet: h100, name: mine, hbm: 60GB, links: {rack: {devices: 16}}}")
+    answer = json.loads(run("plan", "-m", "qwen3-30b-a3b", "--fleet", f"8x{file}", "-o", "json"))
+    assert {block["device"] for block in answer["blocks"]} == {"mine"}
+    assert all(sum(block["memory_gb"].values()) < 60 for block in answer["blocks"])
+
+
+def test_a_device_without_a_sheet_is_refused_with_the_line_to_write(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="node a has a cuda device of no data sheet") as refusal:
+        run("plan", "-f", spec(tmp_path, "null", "null"))
+    assert "sheet: h100" in refusal.value.next_step
+
+
+def test_a_plan_says_which_engine_cannot_run_it_and_why() -> None:
+    (block, *_) = plan("--engine", "vllm")["blocks"]
+    assert set(block["engines"]) | set(block["not_on"]) == {"moectl", "vllm", "sglang"}
+    assert "vllm" in block["engines"] and all(block["not_on"].values())

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 from moectl.cli import catalogue
-from moectl.core.errors import RefusedError
+from moectl.cli.draw_file import write_drawing
+from moectl.core.errors import RefusedError, UsageError
 from moectl.core.facts import SUPPORTED_ARCHITECTURES
-from moectl.placement.draw import svg
+from moectl.placement.draw import CELL_W, picture, svg
 from moectl.placement.emit.commands import Replica, command
 from moectl.placement.emit.kubernetes import manifest, service
-from moectl.placement.emit.rules import OWN_ARCHITECTURES, engines_for, why_not
+from moectl.placement.emit.rules import engines_for, why_not
+from moectl.placement.executable import ARCHITECTURES, RULES, why_not_executable
 from moectl.placement.layouts import Layout, layouts
 from moectl.placement.quantities import PRECISIONS
 
@@ -25,8 +27,23 @@ def value_of(words: list[str], flag: str) -> str:
     return words[words.index(flag) + 1]
 
 
-def test_our_engine_is_offered_no_family_that_it_cannot_read() -> None:
-    assert set(SUPPORTED_ARCHITECTURES) >= OWN_ARCHITECTURES
+def test_our_engine_is_offered_exactly_the_families_that_it_serves() -> None:
+    assert set(SUPPORTED_ARCHITECTURES) == ARCHITECTURES
+
+
+def test_every_rule_of_our_engine_refuses_some_layout_with_its_reason() -> None:
+    breaking = {
+        "family": Layout(),
+        "one tensor rank": Layout(tp=2, ep=2),
+        "one stage": Layout(pp=2),
+        "whole prompts": Layout(cp=2, ep=2),
+        "experts over all ranks": Layout(dp=8, ep=4),
+    }
+    assert set(breaking) == {rule.name for rule in RULES}
+    for name, layout in breaking.items():
+        shape = replace(SHAPE, architecture="Other") if name == "family" else SHAPE
+        assert why_not_executable(shape, layout)
+    assert why_not_executable(SHAPE, Layout(dp=7, ep=7)) == ""  # no divisor of 128
 
 
 def test_sglang_counts_data_parallel_ranks_inside_its_tensor_group() -> None:
@@ -44,7 +61,7 @@ def test_vllm_spreads_experts_over_all_ranks_or_none() -> None:
 
 def test_our_engine_refuses_tensor_and_pipeline_layouts_with_the_reason() -> None:
     assert why_not("moectl", SHAPE, Layout(dp=8, ep=8)) == ""
-    assert "tp 1, pp 1" in why_not("moectl", SHAPE, Layout(tp=8, ep=8))
+    assert "no tensor parallelism (tp 8)" in why_not("moectl", SHAPE, Layout(tp=8, ep=8))
 
 
 def test_every_layout_that_an_engine_is_offered_passes_its_rules() -> None:
@@ -91,3 +108,40 @@ def test_the_drawing_is_well_formed_and_shows_every_device() -> None:
     labels = {node.text for node in root.iter() if node.text}
     assert {f"d{index}" for index in range(8)} <= labels
     assert "a < b & c" in labels
+
+
+def test_the_worker_of_a_vllm_group_joins_and_does_not_serve() -> None:
+    wide = replace(REPLICA, layout=Layout(dp=16, ep=16))
+    template = manifest("vllm", wide, 2, 8)["spec"]["leaderWorkerTemplate"]
+    leader, worker = (template[part]["spec"] for part in ("leaderTemplate", "workerTemplate"))
+    assert "exec vllm serve" in leader["containers"][0]["command"][2]
+    assert "--data-parallel-size-local 8" in leader["containers"][0]["command"][2]
+    assert "vllm serve" not in worker["containers"][0]["command"][2]
+    chosen = service(wide)["spec"]["selector"].items()
+    assert chosen <= template["leaderTemplate"]["metadata"]["labels"].items()
+    assert not chosen <= template["workerTemplate"]["metadata"]["labels"].items()
+
+
+def test_a_drawing_ends_in_svg_or_png(tmp_path) -> None:
+    words = (SHAPE, Layout(dp=16, ep=16), "a title $x$")
+    for ending, head in ((".svg", b"<svg"), (".png", b"\x89PNG")):
+        write_drawing(tmp_path / f"l{ending}", picture(*words), svg(*words))
+        assert (tmp_path / f"l{ending}").read_bytes().startswith(head)
+    with pytest.raises(UsageError, match="not a picture"):
+        write_drawing(tmp_path / "l.pdf", picture(*words), svg(*words))
+
+
+def test_a_drawing_keeps_to_its_boxes() -> None:
+    for layout in (
+        Layout(tp=8),
+        Layout(dp=16, ep=16),
+        Layout(tp=2, dp=8),
+        Layout(pp=4, dp=2, ep=2),
+    ):
+        drawn = picture(SHAPE, layout, "a model: a layout on a device of some name")
+        for mark in drawn.marks:
+            wide = 6.2 * mark.size / 11 * len(mark.text) if mark.text else mark.width
+            assert mark.x >= 0 and mark.x + wide <= drawn.width
+            assert 0 <= mark.y <= drawn.height
+            if mark.text.startswith(("heads", "experts 0")):
+                assert wide <= CELL_W - 18
