@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from ...placement.rows import Row
 
 PACKAGE = "aiconfigurator"
-SYSTEMS = {"h100": "h100_sxm", "h200": "h200_sxm"} | {
-    name: name for name in ("b200", "b300", "gb200", "gb300", "l40s")
-}
+SYSTEMS = {name: f"{name}_sxm" for name in ("a100", "h100", "h200", "b200", "b300")}
 WORDS_MAX = 70
 Answer = tuple[float, float]  # TPOT, TTFT in seconds
 

@@ -68,6 +68,12 @@ def test_answers_are_kept_by_line_and_refusals_by_reason(
     assert asked[0]["system"] == "h200_sxm" and asked[0]["moe_tp_size"] == 8
 
 
+@pytest.mark.parametrize("device", ["h100", "h200", "b200", "b300", "gb200"])
+def test_devices_have_the_names_that_its_own_help_lists(device: str) -> None:
+    name = plan_rival.SYSTEMS.get(device, device)
+    assert name == (device if device == "gb200" else f"{device}_sxm")
+
+
 def test_rows_without_time_are_counted(rows: list[Row], asked: list[dict[str, object]]) -> None:
     found, refused = plan_rival.answers(rows, lambda *_: None, lambda: 0.0)
     assert not found and not asked and dict(refused) == {"no time left": 3}
