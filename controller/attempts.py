@@ -5,13 +5,18 @@ ended a transition. Whoever was told "done" by the transition may ask for the ne
 gap, so admission must not ask the status: it asks the same records that the loop asks.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..core.plan import Phase, TransitionKind
 from ..core.records import SpecRecord, TransitionRecord
+from ..core.spec import LIVE_SETTINGS, EngineSpec
 from .auto_width import AUTO_PREFIX
 from .config import Limits
 from .decision import RETRYABLE, cause_of
 from .observe import Snapshot
 
+COMMITTED = (Phase.COMMIT, Phase.RETIRE, Phase.DONE)
 GENERATION_KINDS = (TransitionKind.CREATE, TransitionKind.SCALE)
 
 
@@ -22,9 +27,27 @@ def is_settled(
     if snapshot.running(model) is not None:
         return False
     placed = snapshot.placements.get(model)
-    if placed is not None and placed.value.width == width:
+    is_wide = placed is not None and placed.value.width == width
+    if is_wide and not settings_behind(model, spec, snapshot):
         return True
     return failed_for_good(model, spec, snapshot, limits) is not None
+
+
+def settings_behind(model: str, spec: SpecRecord, snapshot: Snapshot) -> bool:
+    """Whether the workers compute with other engine settings than the spec declares.
+
+    They took those of the last transition that was committed: the journal has them.
+    """
+    for record in reversed(snapshot.history(model)):
+        if record.phase in COMMITTED:
+            return bool(record.model_spec) and _live(record.model_spec) != _live(spec.spec)
+    return False
+
+
+def _live(plain: Mapping[str, Any]) -> dict[str, Any]:
+    engine, fields = plain.get("engine") or {}, EngineSpec.model_fields
+    usual = {field.alias: field.default for field in fields.values()}
+    return {name: engine.get(name, usual[name]) for name in LIVE_SETTINGS}
 
 
 def failed_for_good(

@@ -20,7 +20,7 @@ from ..core.errors import (
 )
 from ..core.plan import Infeasible, Phase, TransitionPlan
 from ..core.records import SpecRecord
-from ..core.spec import AUTO, ClusterSpec, ModelSpec, spec_from_plain
+from ..core.spec import AUTO, LIVE_SETTINGS, ClusterSpec, ModelSpec, spec_from_plain
 from ..core.spec import to_plain as spec_to_plain
 from . import admission, attempts, lifecycle, ownership, planning
 from .admission import Ground, plan_of_record, plan_view
@@ -31,7 +31,7 @@ from .ownership import Writer
 OPERATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 RELATIVE = re.compile(r"[+-]?\d{1,9}")
 WIDTH = "parallelism.experts"
-# Parts of a Model spec that workers read once, at their start.
+# Parts of a Model spec that workers read once, at their start; of `engine` all but LIVE_SETTINGS.
 FIXED_WHILE_RUNNING = ("source", "memory", "engine", "precision")
 
 
@@ -177,12 +177,20 @@ def _kept(paths: tuple[str, ...]) -> dict[str, Any]:
 def _refuse_live_changes(name: str, seen: Seen[SpecRecord] | None, plain: dict[str, Any]) -> None:
     if seen is None:
         return
-    changed = [part for part in FIXED_WHILE_RUNNING if seen.value.spec.get(part) != plain[part]]
+    before, after = _fixed(seen.value.spec), _fixed(plain)
+    changed = [part for part in FIXED_WHILE_RUNNING if before.get(part) != after[part]]
     if changed:
         raise RefusedError(
             f"model {name}: {', '.join(changed)} cannot change while the model runs",
             next_step=f"delete model {name} and apply it again, or apply it under another name",
         )
+
+
+def _fixed(plain: dict[str, Any]) -> dict[str, Any]:
+    """A spec without the engine settings that workers take at the next epoch."""
+    engine = plain.get("engine") or {}
+    fixed = {name: value for name, value in engine.items() if name not in LIVE_SETTINGS}
+    return {**plain, "engine": fixed}
 
 
 def decide_scale(

@@ -8,7 +8,8 @@ stands in a record. For each model, in this order:
     declared, not placed   -> CREATE
     placed, not declared   -> DELETE
     placed and not well    -> HEAL, after the grace that its trouble deserves (`health`)
-    placed at other width  -> SCALE (the width declared, or the one `auto_width` chooses)
+    placed at other width  -> SCALE (the width declared, or the one `auto_width` chooses), also
+                              where only engine settings differ from those in force
     and always             -> say so in its status (`status`)
 """
 
@@ -130,7 +131,8 @@ def _judge_declared(model: Model, world: World) -> Verdict:
     if model.placed is not None and found.health is not None:
         if found.health.reason is not HealthReason.SERVING:
             return _judge_unwell(model, model.placed.value, found, world)
-        if model.placed.value.width == found.wanted.width:
+        is_wide = model.placed.value.width == found.wanted.width
+        if is_wide and not found.is_behind:
             return Verdict(None, found, found.wanted.wake_at)
     if found.refusal or found.failed_generation:
         return Verdict(None, found, found.wanted.wake_at)
@@ -138,7 +140,10 @@ def _judge_declared(model: Model, world: World) -> Verdict:
 
 
 def _judge_width(model: Model, found: Findings, world: World) -> Verdict:
-    """CREATE or SCALE to the declared width, if it can be done with the nodes that are alive."""
+    """CREATE or SCALE to the declared width, if it can be done with the nodes that are alive.
+
+    SCALE to the width that is there moves nothing: its new epoch brings other engine settings.
+    """
     old = model.placed.value if model.placed else None
     kind = TransitionKind.SCALE if old else TransitionKind.CREATE
     width = found.wanted.width
@@ -287,6 +292,8 @@ def _findings(model: str, world: World) -> Findings:
     if wanted.refusal is not None and placed is None:
         text = status.reasons_text(wanted.refusal)
         found = dataclasses.replace(found, refusal=Refusal("Unplaceable", text))
+    if placed is not None and attempts.settings_behind(model, spec.value, snapshot):
+        found = dataclasses.replace(found, is_behind=True)
     unreadable = planning.why_no_facts(parsed, world.facts)
     if unreadable is not None and placed is None:
         found = dataclasses.replace(

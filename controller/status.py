@@ -51,6 +51,7 @@ class Findings:
     failed_generation: int = 0
     failure: str = ""
     wanted: Wanted = NOT_ASKED
+    is_behind: bool = False  # workers compute with other engine settings than are declared
 
 
 def compute(
@@ -65,7 +66,8 @@ def compute(
     generation = spec.generation if spec else (before.value.observed_generation if before else 0)
     desired = found.wanted.width if spec else 0
     last = before.value if before else None
-    is_carried_out = transition is None and placement is not None and placement.width == desired
+    is_wide = placement is not None and placement.width == desired
+    is_carried_out = transition is None and is_wide and not found.is_behind
     flip = flips.under_way(placement, transition, snapshot)
     newest, carried_out = generation, generation if is_carried_out else _carried_out_before(last)
     facets = [
@@ -121,7 +123,7 @@ def _progressing(
         return "Progressing", FALSE, "Forfeited", found.failure
     if found.waiting:
         return "Progressing", FALSE, "WaitingForDevices", reasons_text(found.waiting)
-    if placement is not None and placement.width == desired:
+    if placement is not None and placement.width == desired and not found.is_behind:
         word = "chosen" if found.wanted.is_auto else "declared"
         return "Progressing", FALSE, "Idle", f"width {desired} as {word}"
     return "Progressing", UNKNOWN, "Pending", "the change has not begun"

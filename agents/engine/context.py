@@ -7,7 +7,7 @@ Plain data; opens nothing but HMM connections when asked to.
 import contextlib
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,6 +81,21 @@ class WorkerContext:
         except (KeyError, TypeError, ValueError) as error:
             raise WorkerError(f"model {launch.model}: its spec lacks {error}") from error
         return cls(launch, template, shape, template.dtype, limits, int(kv_bytes))
+
+    def with_spec(self, model_spec: dict[str, Any]) -> "WorkerContext":
+        """The same worker with the engine settings of another spec: those of a new epoch.
+
+        Raises WorkerError when the spec lays memory out in another way, which a worker cannot take.
+        """
+        changed = self.build(replace(self.launch, model_spec=model_spec), self.template)
+        for name in ("block_tokens", "max_context"):
+            old, new = getattr(self.limits, name), getattr(changed.limits, name)
+            if old != new:
+                raise WorkerError(
+                    f"{self.device} serves with {name} {old}: a running worker cannot take {new}",
+                    next_step="delete the model and apply it again",
+                )
+        return changed
 
     @property
     def is_reproducible(self) -> bool:

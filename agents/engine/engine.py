@@ -9,6 +9,8 @@ next run rewrites: call `plan` again and go on.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from ...core.errors import InvariantError
 from .batch import build_batch
 from .grammar import Grammars, Matcher
@@ -178,6 +180,18 @@ class Engine:
         self.blocks.shrink(blocks)
         self.kv.shrink(blocks)
         self.scheduler.end_unplaceable()
+
+    def take_settings(self, limits: Limits, threads: int) -> None:
+        """Other budgets, and threads of arithmetic, from the next plan on.
+
+        Raises InvariantError when blocks or context would change: memory is laid out by these.
+        """
+        old = self.scheduler.limits
+        if (limits.block_tokens, limits.max_context) != (old.block_tokens, old.max_context):
+            raise InvariantError("block and context sizes cannot change under an engine")
+        self.scheduler.set_limits(limits)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
     def stats(self) -> EngineStats:
         """A snapshot."""

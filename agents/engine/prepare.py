@@ -37,6 +37,7 @@ from .engine import Engine
 from .gently import ESCALATE_S, Piece, Work, run_gently
 from .kv_room import KvRoom
 from .loading import loading_name
+from .schedule import Limits
 from .shadow import Shadow
 from .sources import Sources
 from .transfer import Transfer
@@ -58,6 +59,8 @@ class Epoch:
     exchange: Exchange
     moe: DistributedMoe
     engine: Engine | None
+    limits: Limits | None = None  # what the engine takes at the flip; None: it keeps its own
+    threads: int = 1
     _sent_across: int = 0
 
     def sent_across(self) -> bool:
@@ -72,7 +75,9 @@ class Preparation:
     """One transition at this device."""
 
     def __init__(self, context: WorkerContext, record: TransitionRecord, is_attached: bool) -> None:
-        self.context, self.record = context, record
+        # Engine settings are those of the transition: they come into force with its epoch.
+        self.context = context.with_spec(record.model_spec) if record.model_spec else context
+        self.record = record
         self.rank = record.new.rank_of(context.device)
         self.epoch: Epoch | None = None  # None for a device that leaves
         self.figures: dict[str, float] = {}
@@ -353,6 +358,8 @@ class Preparation:
             self._exchange,
             moe,
             engine,
+            self.context.limits,
+            self.context.threads,
         )
 
     def _check_cancelled(self) -> None:

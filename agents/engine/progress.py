@@ -8,6 +8,8 @@ import hashlib
 from array import array
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ...core.errors import RefusedError
 from .request import Request
 
@@ -98,3 +100,11 @@ class StepPlan:
     items: tuple[StepItem, ...]
     row_count: int
     sampled_count: int
+
+
+def with_lanes(table_LW: np.ndarray, lanes: int) -> np.ndarray:
+    """A block table with so many lanes: the first ones as they were, new ones empty."""
+    table = np.zeros((lanes, table_LW.shape[1]), dtype=table_LW.dtype)
+    kept = min(lanes, len(table_LW))
+    table[:kept] = table_LW[:kept]
+    return table

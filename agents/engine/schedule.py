@@ -25,7 +25,7 @@ import numpy as np
 
 from .kv import BlockAllocator
 from .moves import Standing
-from .progress import EngineRefused, Limits, Sequence, StepItem, StepPlan
+from .progress import EngineRefused, Limits, Sequence, StepItem, StepPlan, with_lanes
 from .request import DoneOut, DoneReason, Likelihood, Request, StepResult, TokenOut
 
 __all__ = ["EngineRefused", "Limits", "Scheduler", "Sequence", "StepItem", "StepPlan"]
@@ -52,6 +52,14 @@ class Scheduler:
     def blocks_by_request(self) -> dict[str, list[int]]:
         """KV blocks of every request that has some. May be called from another thread."""
         return {s.request.id: list(s.blocks) for s in list(self._by_id.values()) if s.blocks}
+
+    def set_limits(self, limits: Limits) -> None:
+        """Other budgets from the next plan on, blocks as they were; who is beyond waits again."""
+        for sequence in [each for each in self._running if each.lane >= limits.max_running]:
+            self._preempt(sequence)
+        self.table_LW, self.limits = with_lanes(self.table_LW, limits.max_running), limits
+        taken = {sequence.lane for sequence in self._running}
+        self._lanes = [lane for lane in range(limits.max_running)[::-1] if lane not in taken]
 
     # ---- requests ------------------------------------------------------------------------------
 

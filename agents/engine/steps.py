@@ -263,6 +263,8 @@ class StepLoop:
             return
         if epoch.engine is not None:
             self.engine, epoch.engine = epoch.engine, None
+        if self.engine is not None and epoch.limits is not None:
+            self.engine.take_settings(epoch.limits, epoch.threads)
             self.coming = None
         self.state = LoopState.SERVING
         self._second = _Second()

@@ -66,8 +66,17 @@ def evidence_lines(result: Mapping[str, Any]) -> list[str]:
         f"p95 to first token ms {before['ttft_p95_ms']:g} -> {after['ttft_p95_ms']:g} (limit "
         f"{_limit(result['limits']['ttft_ms'])}), between tokens ms {before['itl_p95_ms']:g} -> "
         f"{after['itl_p95_ms']:g} (limit {_limit(result['limits']['itl_ms'])})",
-        "A running model takes engine settings when it is created: delete it, then apply this.",
+        _how_to_apply(result["changed"]),
     ]
+
+
+def _how_to_apply(fields: Mapping[str, Any]) -> str:
+    from ...core.spec import LIVE_SETTINGS
+
+    fixed = [name for name in fields if name not in LIVE_SETTINGS]
+    if not fixed:
+        return "A running model takes these settings while it serves."
+    return f"A running model cannot take {', '.join(fixed)}: delete it first, then apply this."
 
 
 def _limit(value: float | None) -> str:

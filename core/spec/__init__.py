@@ -14,6 +14,7 @@ from .load import (
 )
 from .model import (
     AUTO,
+    LIVE_SETTINGS,
     EngineSpec,
     MemorySpec,
     ModelSpec,
@@ -26,6 +27,7 @@ from .model import (
 __all__ = [
     "API_VERSION",
     "AUTO",
+    "LIVE_SETTINGS",
     "ClusterSpec",
     "DeviceSpec",
     "Document",

@@ -18,6 +18,10 @@ WIDTH_MAX = 4096  # ranks; owner tables grow with it
 THREADS_MAX = 256  # of arithmetic in one rank; more than any machine has cores to spare for one
 AUTO: Literal["auto"] = "auto"
 
+#: Fields of `engine` that a running worker takes at the flip to a new epoch. The others decide how
+#: memory is laid out, so they hold for as long as the model lives.
+LIVE_SETTINGS = ("maxBatchTokens", "maxRequests", "prefillChunk", "prefixCache", "threads")
+
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 Precision = Literal["standard", "reproducible"]
 

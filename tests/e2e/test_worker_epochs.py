@@ -13,10 +13,12 @@ from dataclasses import replace
 
 import pytest
 from worker_fleet import (
+    ENGINE,
     EXPERT_BYTES,
     EXPERTS,
     LAYERS,
     PAGES_PER_EXPERT,
+    SPEC,
     create,
     finish,
     prompt,
@@ -123,6 +125,37 @@ def test_a_creation_reads_every_byte_of_the_checkpoint_once_a_node(fleet, expect
             assert hmm.layouts("loading:") == []
     fleet.retire(record)
     finish(fleet, [fleet.start_stream(prompt(80, 20), 20, DEVICES[3])], expected)
+
+
+def test_workers_take_other_engine_settings_at_a_flip_while_they_serve(fleet, expected):
+    create(fleet, 2)
+    streams = [fleet.start_stream(prompt(170 + n, 9), 60, DEVICES[n % 2]) for n in range(6)]
+    while not all(stream.tokens for stream in streams):
+        time.sleep(0.01)
+    engine = {**ENGINE, "maxRequests": 1, "maxBatchTokens": 64, "prefillChunk": 40, "threads": 2}
+    new = replace(fleet.placement, epoch=2)
+    record = replace(
+        fleet.record(TransitionKind.SCALE, new, ()), model_spec={**SPEC, "engine": engine}
+    )
+    members = fleet.prepare(record)
+    figures = [fleet.workers[device].event("prepared") for device in members]
+    assert all(each["ok"] and each["figures"]["bytes_copied"] == 0 for each in figures), figures
+    fleet.commit(record, members)
+    fleet.retire(record)
+    while any(not stream.ended.is_set() for stream in streams):
+        for device in DEVICES[:2]:
+            assert fleet.workers[device].call("stats")["stats"]["running"] <= 1
+        time.sleep(0.01)
+    finish(fleet, streams, expected)
+    assert not any(stream.replays for stream in streams)
+    # What lays memory out cannot change: the preparation says so, and the epoch serves on.
+    other = {**SPEC, "engine": {**engine, "kvBlockTokens": 16}}
+    record = replace(
+        fleet.record(TransitionKind.SCALE, replace(new, epoch=3), ()), model_spec=other
+    )
+    reply = fleet.workers[DEVICES[0]].ask("prepare", transition=to_plain(record))
+    assert not reply["ok"] and "block_tokens" in reply["error"]
+    finish(fleet, [fleet.start_stream(prompt(180, 20), 20, DEVICES[1])], expected)
 
 
 def test_a_killed_worker_is_healed_from_the_pages_it_left(fleet, expected):

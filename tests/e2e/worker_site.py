@@ -84,11 +84,15 @@ class Handle:
         self._data.send({"hello": 1, "secret": "s3cret"})
 
     def call(self, op, **fields):
-        self._number += 1
-        self._control.send({"id": self._number, "op": op, **fields})
-        reply = self._replies.get(timeout=DEADLINE_S)
+        reply = self.ask(op, **fields)
         assert reply.get("ok"), reply
         return reply
+
+    def ask(self, op, **fields):
+        """The reply, whatever it says."""
+        self._number += 1
+        self._control.send({"id": self._number, "op": op, **fields})
+        return self._replies.get(timeout=DEADLINE_S)
 
     def event(self, name):
         """The next event of that name; others wait for whoever asks for them."""

@@ -74,6 +74,21 @@ def test_apply_refuses_what_a_running_worker_cannot_take(fleet) -> None:
         intents.decide_apply(changed, ground(fleet), caller())
 
 
+def test_engine_settings_of_a_running_model_change_but_not_the_layout_of_its_memory(fleet) -> None:
+    ready(fleet)
+    tuned = {"prefillChunk": 128, "maxBatchTokens": 512, "prefixCache": False, "threads": 2}
+    accepted = intents.decide_apply(
+        declare(spec=MODEL | {"engine": tuned}), ground(fleet), caller()
+    )
+    record = written(fleet, accepted)
+    assert {name: record.spec["engine"][name] for name in tuned} == tuned
+    assert accepted.body["action"] == "configured"
+    for fixed in ({"kvBlockTokens": 8}, {"maxContext": 32}, {"dtype": "float32"}):
+        with pytest.raises(RefusedError, match="engine cannot change while the model runs"):
+            changed = declare(spec=MODEL | {"engine": tuned | fixed})
+            intents.decide_apply(changed, ground(fleet), caller())
+
+
 def test_a_model_that_does_not_fit_is_refused_with_bytes_and_device(fleet) -> None:
     big = declare(spec=MODEL | {"memory": {"kvPerDevice": "80MiB"}})
     with pytest.raises(UnplaceableError, match="n1/d0") as caught:

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 
+from moectl.controller import attempts
 from moectl.controller.health import HealthReason, examine
 from moectl.controller.model_facts import NoFacts
 from moectl.controller.reconcile import reconcile
-from moectl.core.plan import DeviceId, Phase
+from moectl.core.plan import DeviceId, Phase, StepKind
 from moectl.core.records import ConditionStatus, ModelStatus, TransitionRecord, from_json
 from moectl.core.transitions import WorkerState
 
@@ -77,6 +78,53 @@ def test_another_width_is_a_scale(fleet) -> None:
     fleet.place(2)
     record = started(fleet)
     assert (record.kind, record.new.width, record.generation) == ("scale", 3, 2)
+
+
+def with_settings(fleet, **engine) -> None:
+    """Declare generation 2 of `chat` with other engine settings."""
+    fleet.declare(2, generation=2)
+    seen = fleet.parts["specs"][("Model", "chat")]
+    spec = {**seen.value.spec, "engine": {**seen.value.spec["engine"], **engine}}
+    record = dataclasses.replace(seen.value, spec=spec)
+    fleet.parts["specs"][("Model", "chat")] = fleet.seen(record)
+
+
+def test_other_engine_settings_come_into_force_by_an_epoch_that_moves_nothing(fleet) -> None:
+    fleet.declare(2)
+    fleet.place(2)
+    done = fleet.begin(2, Phase.DONE, "op-1")
+    del fleet.parts["active"]["chat"]
+    write_status(fleet)
+    assert decide(fleet).changes == ()
+    with_settings(fleet, prefillChunk=128, maxBatchTokens=256)
+    record = started(fleet)
+    assert (record.kind, record.operation_id, record.generation) == ("scale", "op-2", 2)
+    assert record.model_spec["engine"]["prefillChunk"] == 128
+    assert (record.new.ranks, record.new.owners) == (done.new.ranks, done.new.owners)
+    assert record.new.instances == done.new.instances
+    assert {step.kind for step in record.steps} == {StepKind.KEEP}
+
+
+def test_a_generation_is_observed_only_when_its_settings_are_in_force(fleet) -> None:
+    fleet.declare(2)
+    fleet.place(2)
+    first = fleet.begin(2, Phase.DONE, "op-1")
+    del fleet.parts["active"]["chat"]
+    write_status(fleet)
+    with_settings(fleet, threads=2)
+    spec = fleet.parts["specs"][("Model", "chat")].value
+    assert not attempts.is_settled("chat", spec, 2, fleet.snapshot, fleet.limits)
+    second = dataclasses.replace(
+        first, operation_id="op-2", accepted_at=NOW, model_spec=spec.spec, phase=Phase.PREPARE
+    )
+    fleet.parts["transitions"]["op-2"] = fleet.seen(second)
+    assert attempts.settings_behind("chat", spec, fleet.snapshot)
+    done = dataclasses.replace(second, phase=Phase.DONE)
+    fleet.parts["transitions"]["op-2"] = fleet.seen(done)
+    assert attempts.is_settled("chat", spec, 2, fleet.snapshot, fleet.limits)
+    write_status(fleet)
+    assert fleet.parts["status"]["chat"].value.observed_generation == 2
+    assert decide(fleet).changes == ()
 
 
 def test_a_model_nobody_declares_is_deleted_with_the_spec_it_runs_with(fleet) -> None:

@@ -1,5 +1,7 @@
 """A rank's engine step by step: failures, cancellation, idle steps, growing and shrinking KV."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import (
@@ -298,3 +300,33 @@ def test_an_expert_that_is_not_here_is_named(parts):
     row, expert = np.array([0, 0]), np.array([1, 4])
     with pytest.raises(EngineError, match=r"layer 0: experts \[4\]"):
         some.compute(0, torch.zeros(1, 32), row, expert)
+
+
+@pytest.mark.parametrize("requests", [1, 2, 40])
+def test_other_limits_between_steps_change_no_token(parts, engine, requests) -> None:
+    expected = local.open_engine(parts[0], LIMITS, 64)
+    for each in (expected, engine):
+        for number, prompt in enumerate(PROMPTS * 2):
+            each.submit(Request(f"r{number}", prompt, 9))
+    alone = finish(expected, parts[1])
+    early, chunk = [], 3
+    for _ in range(6):
+        early += engine.run(engine.plan(), parts[1]).tokens
+        limits = Limits(
+            max_batch_tokens=8 + chunk, prefill_chunk=chunk, max_context=128, block_tokens=4,
+            max_requests=requests, prefix_cache=bool(chunk % 2),
+        )  # fmt: skip
+        engine.take_settings(limits, 1)
+        assert engine.scheduler.running_count <= limits.max_running
+        chunk += 3
+    tokens, _ = finish(engine, parts[1])
+    seen = {}
+    for token in early:
+        seen.setdefault(token.request_id, []).append(token.token)
+    assert {name: seen.get(name, []) + tokens.get(name, []) for name in alone[0]} == alone[0]
+    assert engine.stats().kv_blocks_used == 0
+
+
+def test_limits_that_lay_memory_out_in_another_way_are_a_bug(engine) -> None:
+    with pytest.raises(InvariantError, match="block and context"):
+        engine.take_settings(replace(LIMITS, block_tokens=8), 1)
