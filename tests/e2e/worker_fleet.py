@@ -11,6 +11,7 @@ from worker_site import ADDRESS, DEADLINE_S, DEVICES, Handle, wait_gone
 from moectl.agents.engine.release import release_device
 from moectl.agents.launch.orders import WorkerLaunch
 from moectl.core.plan import (
+    DeviceId,
     Part,
     Phase,
     Placement,
@@ -263,3 +264,15 @@ def with_copies(old, base, epoch, every):
         owners.append(tuple(row))
     new = Placement("tiny", epoch, ranks, tuple(owners), base.instances)
     return new, tuple(steps)
+
+
+def expert_pages(fleet):
+    """device -> pages that hold experts."""
+    held = {}
+    for node in ADDRESS:
+        with fleet.hmm(node) as hmm:
+            hmm.check()
+            for usage in hmm.usage():
+                held[DeviceId(node, usage["device"])] = usage["used"].get("tiny/experts", 0)
+                assert usage["reserved"] == 0
+    return held
