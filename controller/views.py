@@ -4,6 +4,7 @@ Pure. Attempts of one operation are shown as one transition under the operation'
 whoever waits for an operation sees it go on after a retry instead of a failure that is none.
 """
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,11 @@ TRANSITIONS_SHOWN = 20
 EVENTS_SHOWN = 50
 ACCEPTED = "accepted"  # shown as the phase of an intent that the loop has not begun yet
 ANOTHER_TENANT = "another tenant"  # who holds what the viewer may not know more about
+# Steps and placements of a large model are megabytes: whoever polls must not pay for them.
+HIDDEN_FIELDS = frozenset({"steps", "model_spec", "old", "new"})
+TRANSITION_FIELDS = tuple(
+    field.name for field in dataclasses.fields(TransitionRecord) if field.name not in HIDDEN_FIELDS
+)
 
 
 def fleet(snapshot: Snapshot, cluster: str, now: float, limits: Limits) -> dict[str, Any]:
@@ -140,9 +146,7 @@ def transition(record: TransitionRecord, snapshot: Snapshot, limits: Limits) -> 
     latest = first
     while latest.phase is Phase.FORFEITED and _neighbour_id(latest, 1) in snapshot.transitions:
         latest = snapshot.transitions[_neighbour_id(latest, 1)].value
-    plain: dict[str, Any] = to_plain(latest)
-    for field in ("steps", "model_spec", "old", "new"):
-        del plain[field]
+    plain = {name: to_plain(getattr(latest, name)) for name in TRANSITION_FIELDS}
     plain |= {
         "operation_id": first.operation_id,
         "record_id": latest.operation_id,

@@ -24,7 +24,6 @@ from ...core.plan import Part, Placement, Step
 from ...core.records import TransitionRecord
 from ...memory.hmm.client import HmmClient
 from ...memory.layout import ExpertLayout, experts_name, respread
-from ...memory.window import Window
 from . import transfer as transfers
 from .attach import Attachment
 from .comm.base import Exchange
@@ -91,8 +90,9 @@ class Preparation:
         self._exchange: Exchange | None = None
         self._transfer: Transfer | None = None
         self._sources: Sources | None = None
-        self._sending: list[Window] = []
         self._work: Work | None = None
+        self._marks: dict[str, float] = {}  # figure -> seconds since PREPARE began
+        self._started = 0.0
         self._cancelled = threading.Event()
         self._quiet = threading.Event()  # set while nothing of `run` is going on
         self._quiet.set()
@@ -176,7 +176,7 @@ class Preparation:
     # ---- inside run ------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        started = time.monotonic()
+        started = self._started = time.monotonic()
         deadline_s = max(self.record.deadline_at - time.time(), DEADLINE_S_MIN)
         until = started + deadline_s
         self.hmm = self.context.connect(f"epoch {self.record.new.epoch}")
@@ -194,6 +194,7 @@ class Preparation:
             copied = time.monotonic()
             self._check_cancelled()
             self._exchange = group.result(max(until - time.monotonic(), 0.1))
+            self._mark("group")
             self._check_cancelled()
             self._make_epoch()
         except TimeoutError as error:
@@ -227,9 +228,6 @@ class Preparation:
             self._transfer = transfer.result()
         if self._sources is not None:
             self._sources.close()
-        for window in self._sending:
-            window.close()
-        self._sending.clear()
 
     def _group_plan(self) -> GroupPlan:
         assert self.rank is not None
@@ -287,18 +285,22 @@ class Preparation:
 
     def _pieces(self, transfer: "Future[Transfer | None]") -> Iterator[Piece]:
         assert self._sources is not None
+        self._mark("reserve")
         yield self._load
         if self.attachment is not None:
             yield from self.attachment.fill_pieces(self._sources)
         if self.shadow is not None:
             yield from self.shadow.fill_pieces(self._sources)
+        self._mark("fill")
         yield from self._transfer_pieces(transfer)
+        self._mark("transfer")
         if self.attachment is not None:
             self.attachment.end_filling()
             yield from self.attachment.map_pieces()
         if self.shadow is not None:
             self.shadow.end_filling()
             yield from self.shadow.map_pieces()
+        self._mark("map")
 
     def _load(self) -> None:
         assert self._sources is not None
@@ -319,14 +321,14 @@ class Preparation:
                 yield lambda step=step: self._send(step)  # type: ignore[misc]
             elif step.target == self.context.device:
                 yield lambda step=step: self._receive(step)  # type: ignore[misc]
-        assert self._transfer is not None
-        yield self._transfer.flush
 
     def _send(self, step: Step) -> None:
         assert self._sources is not None and self._transfer is not None and self.hmm is not None
         window, data = self._sources.outgoing(step, self.hmm)
-        self._sending.append(window)
-        self._transfer.send(data, step.target)
+        try:
+            self._transfer.send(data, step.target)
+        finally:
+            window.close()
 
     def _receive(self, step: Step) -> None:
         assert self._transfer is not None and step.source is not None
@@ -362,6 +364,10 @@ class Preparation:
             self.context.threads,
         )
 
+    def _mark(self, stage: str) -> None:
+        """Note when a stage of the preparation was over, for who asks where the time went."""
+        self._marks[f"{stage}_at_s"] = time.monotonic() - self._started
+
     def _check_cancelled(self) -> None:
         if self.is_cancelled:
             raise WorkerError(f"operation {self.record.operation_id} was forfeited")
@@ -383,6 +389,7 @@ class Preparation:
             "shared_bytes": float(shared.shared.bytes if shared and shared.is_shared_new else 0),
             "bytes_sent": float(self._transfer.bytes_sent if self._transfer else 0),
             "steps_cross_node": float(len(incoming)),
+            **self._marks,
         }
         if shared is not None:
             self.figures["kv_blocks"] = float(shared.kv_blocks)

@@ -6,7 +6,6 @@ receive from another node, or the checkpoint. What a step says is preferred; wha
 where the step says is read from the checkpoint, which always has it.
 """
 
-import ctypes
 from collections.abc import Callable, Mapping
 
 import torch
@@ -182,8 +181,3 @@ class Sources:
 def bytes_at(window: Window, offset: int, size: int) -> torch.Tensor:
     """A range of a window as uint8."""
     return tensor_at(window, offset, (size,), torch.uint8)
-
-
-def touch(window: Window, offset: int, size: int) -> None:
-    """Make the kernel give fresh pages their memory now, without the interpreter lock."""
-    ctypes.memset(window.address + offset, 0, size)

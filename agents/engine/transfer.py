@@ -1,26 +1,25 @@
-"""How do weights travel between nodes while the fleet serves? Through a gloo group of their own.
+"""How do weights travel between nodes while the fleet serves? Over plain streams of their own.
 
-The group's members are the devices that send or receive across nodes in one transition, so that
-every worker can work the membership out from the record alone. Every member walks the transition's
-cross-node steps in the record's order, which is why nobody can wait for somebody who waits for him:
-of all unfinished messages the first is posted at both ends.
+A transition's members are the devices that send or receive across nodes, so that every worker can
+work the membership out from the record alone. Every member walks the transition's cross-node steps
+in the record's order and ends each before the next, which is why nobody can wait for somebody who
+waits for him: of all unfinished steps the first is at the front at both ends.
 
-Messages are pieces of at most PIECE_BYTES, a few in flight, sent from and received into pages.
+Bytes go from the sender's mapped pages to the receiver's in one call an expert. Beside gloo, which
+copies on threads of its own at normal priority, all work is done by the thread that calls: one that
+runs gently sends and receives gently.
 """
 
-from collections import deque
+import socket
+import threading
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from ...core.errors import ExchangeBrokenError
 from ...core.plan import DeviceId, Step, StepKind
-from .comm.gloo import GlooGroup, Rendezvous
-
-#: gloo reaches its speed from about 16 MiB on (measured 1.1-1.5 GB/s against 0.6 at 2 MiB).
-PIECE_BYTES = 16 * 1024 * 1024
-IN_FLIGHT_MAX = 8
-_TAG = 3
+from . import streams
+from .comm.gloo import Rendezvous
 
 
 def crossing_steps(steps: Sequence[Step]) -> tuple[Step, ...]:
@@ -36,13 +35,20 @@ def members(steps: Sequence[Step]) -> tuple[DeviceId, ...]:
     return tuple(sorted(found))
 
 
+def partners(steps: Sequence[Step], device: DeviceId) -> frozenset[DeviceId]:
+    """Devices that `device` sends to or receives from."""
+    pairs = [(step.source, step.target) for step in crossing_steps(steps)]
+    sends = {target for source, target in pairs if source == device}
+    return frozenset(sends | {s for s, target in pairs if target == device and s is not None})
+
+
 class Transfer:
     """One device's part in the transfers of a transition. Used by one thread at a time."""
 
-    def __init__(self, group: GlooGroup, devices: Sequence[DeviceId]) -> None:
-        self._group = group
-        self._rank_of = {device: rank for rank, device in enumerate(devices)}
-        self._in_flight: deque[tuple[Any, torch.Tensor, str]] = deque()
+    def __init__(self, by_device: dict[DeviceId, socket.socket]) -> None:
+        self._streams = by_device
+        self._lock = threading.Lock()
+        self._aborted = ""
         self.bytes_sent = 0
         self.bytes_received = 0
 
@@ -56,44 +62,47 @@ class Transfer:
         bind_address: str,
         deadline_s: float,
     ) -> "Transfer":
-        """Meet the other members. Raises ExchangeBrokenError when one does not come."""
+        """Meet the others. Raises ExchangeBrokenError when one that we need does not come."""
         devices = members(steps)
         meeting = Rendezvous(store_address, name, devices.index(device), len(devices), bind_address)
-        return cls(GlooGroup(meeting, deadline_s), devices)
+        ranks = {devices.index(partner) for partner in partners(steps, device)}
+        met = streams.open_streams(meeting, ranks, deadline_s)
+        return cls({devices[rank]: stream for rank, stream in met.items()})
 
     def send(self, data: torch.Tensor, target: DeviceId) -> None:
-        """Start sending bytes (uint8, contiguous); they must stay until `flush`."""
-        for piece in data.split(PIECE_BYTES):
-            work = self._group.send(piece, self._rank_of[target], _TAG)
-            self._push(work, piece, f"sending weights to {target}")
+        """Send bytes (uint8, contiguous) in the target's turn; returns when they are on the way."""
+        what = f"sending weights to {target}"
+        self._do(streams.send_all, target, data, what)
         self.bytes_sent += data.numel()
 
     def receive(self, data: torch.Tensor, source: DeviceId) -> None:
-        """Start receiving bytes into `data`; they are there after `flush`."""
-        for piece in data.split(PIECE_BYTES):
-            work = self._group.receive(piece, self._rank_of[source], _TAG)
-            self._push(work, piece, f"receiving weights from {source}")
+        """Receive bytes into `data` (uint8, contiguous); they are there on return."""
+        what = f"receiving weights from {source}"
+        self._do(streams.receive_all, source, data, what)
         self.bytes_received += data.numel()
-
-    def flush(self) -> None:
-        """Wait for everything in flight."""
-        while self._in_flight:
-            self._wait_oldest()
 
     def abort(self, reason: str) -> None:
         """End every wait, here and at the others; from any thread."""
-        self._group.abort(reason)
+        with self._lock:
+            self._aborted = self._aborted or reason or "aborted"
+            for stream in self._streams.values():
+                streams.shut(stream)
 
     def close(self) -> None:
-        """Leave the group."""
-        self._in_flight.clear()
-        self._group.close()
+        """Leave: the streams end when what was sent has been read."""
+        with self._lock:
+            self._aborted = self._aborted or "closed"
+            for stream in self._streams.values():
+                stream.close()
+            self._streams = {}
 
-    def _push(self, work: Any, piece: torch.Tensor, what: str) -> None:
-        self._in_flight.append((work, piece, what))
-        if len(self._in_flight) > IN_FLIGHT_MAX:
-            self._wait_oldest()
-
-    def _wait_oldest(self) -> None:
-        work, _, what = self._in_flight.popleft()
-        self._group.wait(work, what)
+    def _do(self, act: streams.Act, device: DeviceId, data: torch.Tensor, what: str) -> None:
+        stream = self._streams.get(device)
+        if stream is None or self._aborted:
+            raise ExchangeBrokenError(f"{what}: {self._aborted or 'there is no stream to it'}")
+        try:
+            act(stream, memoryview(data.numpy()))
+        except ExchangeBrokenError as error:
+            why = self._aborted or error.message
+            self.abort(error.message)  # the peers must not wait for a member that has given up
+            raise ExchangeBrokenError(f"{what}: {why}") from error

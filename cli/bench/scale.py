@@ -34,11 +34,12 @@ from .scale_fleet import BenchFleet, Shape, bench_fleet, names
 from .scale_free import run_free
 
 DEMO = SOURCE_ROOT / "clusters" / "models" / "demo"
-# 8 layers x 48 experts of 3 MiB in fp32: 1.125 GiB of expert pages.
+# 8 layers x 25 experts of 6 MiB in fp32: 1.17 GiB of expert pages, three pages of 2 MiB an expert.
+# 25 experts do not divide by any width that is measured.
 LARGE = RandomModel(
     layers=8,
-    hidden=512,
-    experts=48,
+    hidden=1024,
+    experts=25,
     experts_per_token=2,
     expert_hidden=512,
     heads=8,
@@ -88,7 +89,7 @@ def _shape(options: BenchOptions) -> Iterator[Shape]:
             options.report("write the model", f"{done >> 20} of {total >> 20} MiB")
 
         write_random_model(made, LARGE, shard_bytes=SHARD_BYTES, report=tell)
-        yield Shape(folder=made, hbm="896MiB", page="1MiB", kv="64MiB")
+        yield Shape(folder=made, hbm="1GiB", page="2MiB", kv="64MiB")
 
 
 class _Measured:
