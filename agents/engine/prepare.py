@@ -40,6 +40,7 @@ from .schedule import Limits
 from .shadow import Shadow
 from .sources import Sources
 from .transfer import Transfer
+from .warm_up import warm_up
 
 T = TypeVar("T")
 
@@ -88,6 +89,7 @@ class Preparation:
         self._is_attached = is_attached
         self._group = self._group_plan() if self.rank is not None else None
         self._exchange: Exchange | None = None
+        self._engine: Engine | None = None  # of a rank that joins
         self._transfer: Transfer | None = None
         self._sources: Sources | None = None
         self._work: Work | None = None
@@ -301,6 +303,10 @@ class Preparation:
             self.shadow.end_filling()
             yield from self.shadow.map_pieces()
         self._mark("map")
+        if self.attachment is not None and self.shadow is not None:
+            yield self._build_engine
+            yield self._warm_up
+        self._mark("engine")
 
     def _load(self) -> None:
         assert self._sources is not None
@@ -350,7 +356,6 @@ class Preparation:
         if self.rank is None or self.shadow is None:
             return
         assert self._exchange is not None
-        engine = self.attachment.build_engine() if self.attachment is not None else None
         moe = DistributedMoe(self._exchange, self.shadow.slots(), self.record.new.owners)
         self.epoch = Epoch(
             self.record.new.epoch,
@@ -359,10 +364,18 @@ class Preparation:
             self.rank,
             self._exchange,
             moe,
-            engine,
+            self._engine,
             self.context.limits,
             self.context.threads,
         )
+
+    def _build_engine(self) -> None:
+        assert self.attachment is not None
+        self._engine = self.attachment.build_engine()
+
+    def _warm_up(self) -> None:
+        assert self._engine is not None and self.shadow is not None
+        warm_up(self._engine, self.shadow.slots())
 
     def _mark(self, stage: str) -> None:
         """Note when a stage of the preparation was over, for who asks where the time went."""

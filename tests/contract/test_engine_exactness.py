@@ -16,6 +16,7 @@ from moectl.agents.engine import local
 from moectl.agents.engine.engine import Engine, Limits
 from moectl.agents.engine.moe import LocalMoe
 from moectl.agents.engine.request import Request, Sampling
+from moectl.agents.engine.warm_up import warm_up
 from moectl.kernels import native
 
 LENGTHS = (5, 33, 18, 1, 50)
@@ -84,6 +85,29 @@ def run_all(engine: Engine, moe: LocalMoe, requests, arrive_every=0):
     engine.blocks.check()
     assert engine.stats().kv_blocks_used == 0
     return out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_warmed_up_rank_has_written_no_kv_and_computed_every_layer(folders, family):
+    forward, moe = local.open_forward(folders(family))
+    engine = local.open_engine(forward, Limits(max_context=256, block_tokens=8), 16)
+    seen = _Counted(moe.slots)
+    warm_up(engine, seen)
+    assert torch.isnan(engine.kv.layers[0]).all()
+    assert torch.isnan(engine.kv.layers[-1]).all()
+    assert seen.layers == list(range(len(forward.shape.moe_layers)))
+    assert engine.stats().steps == 0
+
+
+class _Counted:
+    """Expert slots that note which layers were computed."""
+
+    def __init__(self, slots):
+        self._slots, self.slot_of, self.layers = slots, slots.slot_of, []
+
+    def compute(self, layer, x_NH, row_P, expert_P):
+        self.layers.append(layer)
+        return self._slots.compute(layer, x_NH, row_P, expert_P)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
