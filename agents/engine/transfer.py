@@ -101,7 +101,7 @@ class Transfer:
         if stream is None or self._aborted:
             raise ExchangeBrokenError(f"{what}: {self._aborted or 'there is no stream to it'}")
         try:
-            act(stream, memoryview(data.numpy()))
+            act(stream, data.numpy().data)
         except ExchangeBrokenError as error:
             why = self._aborted or error.message
             self.abort(error.message)  # the peers must not wait for a member that has given up

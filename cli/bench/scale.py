@@ -1,6 +1,7 @@
 """How long does a scale take, what does it cost those who are served, and how do others do it?
 
-    2->4 ...            moectl, under steady streaming: 2 -> 4 -> 2 -> 4 -> 3
+    2->4 ...            moectl, under steady streaming: 2 -> 4 -> 2 -> 4 -> 3 -> 2, in rounds
+    saturated           2 -> 4 under as many readers as fill every core and more
     unprepared          2 -> 4 right after every fork server was killed
     free a device       4 -> 2 under requests with thousands of tokens to go; runs last
     elasticmoe-like     2 -> 4 with intake paused and in-flight requests drained before the flip
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ...core.errors import MoectlError
@@ -26,11 +28,11 @@ from ...core.units import parse_bytes
 from ..demo.metrics import Window, failures_in, longest_gap_ms, mismatches, tokens_per_second
 from ..demo.traffic import Traffic
 from ..gateway_client import ChatOptions
-from ..train.random_model import RandomModel, write_random_model
+from ..train.random_model import RandomModel, invisible_tokens, write_random_model
 from .frame import SOURCE_ROOT, BenchOptions, BenchResult, Results, core_count
 from .scale_cycles import run_cycles
-from .scale_figures import Act, Bytes, ready_s, row_of, worst
-from .scale_fleet import BenchFleet, Shape, bench_fleet, names
+from .scale_figures import Act, Bytes, by_name, ready_s, row_of, worst
+from .scale_fleet import BenchFleet, Shape, bench_fleet
 from .scale_free import run_free
 
 DEMO = SOURCE_ROOT / "clusters" / "models" / "demo"
@@ -48,8 +50,12 @@ LARGE = RandomModel(
 )
 SHARD_BYTES = 1 << 29
 BLOCK_TOKENS, ELEMENT_BYTES = 16, 4  # the spec's default; fp32 on a cpu device
-WIDTHS = (4, 2, 4, 3)
+WIDTHS = (4, 2, 4, 3, 2)
 START, WIDE = 2, 4
+ROUNDS, ROUNDS_FULL = 2, 10
+# Steady: a reader for each rank that serves at first. Saturating: a queue at every rank.
+READERS, READERS_SATURATING = 2, 8
+TOKENS, TOKENS_QUICK = 256, 48  # ElasticMoE's own load decodes 250-500 tokens
 REFERENCE_S, DRAIN_S = 180.0, 120.0
 SETTLE_S = 0.5
 CYCLES, CYCLES_FULL = 10, 100
@@ -88,8 +94,9 @@ def _shape(options: BenchOptions) -> Iterator[Shape]:
         def tell(done: int, total: int) -> None:
             options.report("write the model", f"{done >> 20} of {total >> 20} MiB")
 
-        write_random_model(made, LARGE, shard_bytes=SHARD_BYTES, report=tell)
-        yield Shape(folder=made, hbm="1GiB", page="2MiB", kv="64MiB")
+        model = replace(LARGE, mute=invisible_tokens(DEMO))
+        write_random_model(made, model, shard_bytes=SHARD_BYTES, report=tell)
+        yield Shape(folder=made, hbm="1GiB", page="2MiB", kv="64MiB", is_random=True)
 
 
 class _Measured:
@@ -100,8 +107,8 @@ class _Measured:
         self.summary: dict[str, float] = {}
         self._fleet, self._options = fleet, options
         self._quiet_s = 1.5 if options.quick else 6.0
-        self._tokens = 48 if options.quick else 96
-        self._talkers = 4
+        self._tokens = TOKENS_QUICK if options.quick else TOKENS
+        self._rounds = 1 if options.quick else ROUNDS_FULL if options.full else ROUNDS
         self._sizes = _sizes(fleet.shape)
         self._reference: dict[tuple[int, int], str] = {}
 
@@ -112,14 +119,16 @@ class _Measured:
         fleet.end_agents()
         replica = fleet.up(START, with_models=True)
         self.results["horizontal replica"] = {"ready_s": replica}
-        traffic = Traffic(fleet.target(), self._chats())
+        many = Traffic(fleet.target(), self._chats(READERS_SATURATING))
         self._options.report("reference", "the answers of a fleet that does not scale")
-        first = traffic.play_once(REFERENCE_S)
+        first = many.play_once(REFERENCE_S)
         broken = [trace.error for trace in first if not trace.is_ok]
         if broken or not first:
             raise MoectlError(f"the run without scaling failed: {broken[:1]}")
         self._reference = {(t.conversation, t.turn): t.text for t in first}
+        traffic = Traffic(fleet.target(), self._chats(READERS))
         self._moectl(traffic)
+        self._saturated(many)
         self._unprepared(traffic)
         self._elasticmoe_like(traffic)
         self._cold(traffic)
@@ -143,7 +152,7 @@ class _Measured:
         acts: list[Act] = []
         try:
             before, kv_before = self._quiet(), fleet.kv_blocks()
-            for width in WIDTHS:
+            for width in WIDTHS * self._rounds:
                 transition = fleet.scale(width)
                 after, kv_after = self._quiet(), fleet.kv_blocks()
                 acts.append(Act(transition, before, after, kv_before, kv_after))
@@ -151,17 +160,39 @@ class _Measured:
         finally:
             traffic.stop(DRAIN_S)
             residency.stop()
-        for name, act in zip(names([a.transition for a in acts]), acts, strict=True):
-            row = row_of(act, traffic.traces, residency.samples, self._sizes)
+        for name, group in by_name(acts).items():
+            row = row_of(group, traffic.traces, residency.samples, self._sizes)
             self.results[f"{WORD} {name}"] = row
         rows = [row for name, row in self.results.items() if name.startswith(WORD)]
         self.summary = worst(rows)
         widened = self.results[f"{WORD} {START}->{WIDE}"]
         for key in ("kv_blocks_before", "kv_blocks_after"):
             self.summary[key] = widened[key]
-        self.summary["token_mismatches"] = mismatches(traffic.traces, self._reference)
+        self._judge(traffic)
+
+    def _judge(self, traffic: Traffic) -> None:
+        """Add what went wrong with the requests of a traffic that has ended to the summary."""
         unfinished = traffic.sent - len(traffic.traces)
-        self.summary["failed"] = sum(not t.is_ok for t in traffic.traces) + unfinished
+        failed = sum(not t.is_ok for t in traffic.traces) + unfinished
+        wrong = mismatches(traffic.traces, self._reference)
+        self.summary["failed"] = self.summary.get("failed", 0) + failed
+        self.summary["token_mismatches"] = self.summary.get("token_mismatches", 0) + wrong
+
+    def _saturated(self, traffic: Traffic) -> None:
+        """2 -> 4 while every core has more than it can do: what a steady load does not show."""
+        fleet = self._fleet
+        traffic.start()
+        try:
+            quiet = self._quiet()
+            transition = fleet.scale(WIDE)
+        finally:
+            traffic.stop(DRAIN_S)
+        self.results["moectl, saturated"] = {
+            "ready_s": ready_s(transition),
+            "readers": READERS_SATURATING,
+            **self._service(traffic, transition.accepted_at, ready_s(transition), quiet),
+        }
+        self._judge(traffic)
 
     def _unprepared(self, traffic: Traffic) -> None:
         """2 -> 4 with every pre-warmed process gone."""
@@ -246,14 +277,13 @@ class _Measured:
             self.summary[key] = row[key]
         self.summary["failed"] += row["failed"]
 
-    def _chats(self) -> list[ChatOptions]:
-        """Greedy and sampled in turn."""
+    def _chats(self, readers: int) -> list[ChatOptions]:
+        """Greedy and sampled in turn; all greedy where some tokens must never be said."""
         plain = ChatOptions(max_tokens=self._tokens)
-        seeded = [
-            ChatOptions(max_tokens=self._tokens, temperature=0.6, top_p=0.9, seed=number)
-            for number in range(self._options.seed, self._options.seed + self._talkers)
-        ]
-        return [seeded[i] if i % 2 else plain for i in range(self._talkers)]
+        seeds = range(self._options.seed, self._options.seed + readers)
+        seeded = [replace(plain, temperature=0.6, top_p=0.9, seed=seed) for seed in seeds]
+        is_random = self._fleet.shape.is_random
+        return [seeded[i] if i % 2 and not is_random else plain for i in range(readers)]
 
     def _quiet(self) -> Window:
         time.sleep(SETTLE_S)

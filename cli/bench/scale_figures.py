@@ -4,6 +4,7 @@
 is from the accepted intent to the commit's end, "around" from the intent to the retired pages.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,38 +41,92 @@ def ready_s(transition: TransitionView) -> float:
     return float(told if told is not None else (phase_ready_s(transition) or 0.0))
 
 
+def by_name(acts: Sequence[Act]) -> dict[str, list[Act]]:
+    """The same change of width, measured once or often: one case."""
+    cases: dict[str, list[Act]] = {}
+    for act in acts:
+        name = f"{act.transition.from_width}->{act.transition.to_width}"
+        cases.setdefault(name, []).append(act)
+    return cases
+
+
 def row_of(
-    act: Act, traces: Sequence[Trace], samples: Sequence[residency.Sample], sizes: Bytes
+    acts: Sequence[Act],
+    traces: Sequence[Trace],
+    samples: Sequence[residency.Sample],
+    sizes: Bytes,
 ) -> dict[str, float]:
-    """All keys of one scale."""
-    transition = act.transition
-    around = transition_window(transition)
-    during = Window(transition.accepted_at, transition.accepted_at + ready_s(transition))
-    before = metrics.tokens_per_second(traces, act.before)
-    gaps = [metrics.longest_gap_ms(traces, around, replayed=r) for r in (False, True)]
-    steady = max(metrics.steady_p99_ms(traces, each) for each in (act.before, act.after))
-    moved = bytes_moved(transition)
-    bound = float(transition.prediction["bytes_lower_bound"])
-    moved = float(transition.prediction["bytes_moved"]) if moved is None else moved
+    """All keys of one change of width, over all times that it was made.
+
+    Times to be ready are medians (and the largest), rates are tokens over seconds of all windows
+    together, gaps, peaks and losses are the worst.
+    """
+    ready = [ready_s(act.transition) for act in acts]
+    done = [a.transition.phase_at.get("done", 0.0) - a.transition.accepted_at for a in acts]
+    first = acts[0]
+    moved, bound = _moved(first), float(first.transition.prediction["bytes_lower_bound"])
     return {
-        "ready_s": ready_s(transition),
-        "done_s": transition.phase_at.get("done", 0.0) - transition.accepted_at,
-        "tokens_per_s_before": before,
-        "tokens_per_s_during": metrics.tokens_per_second(traces, during),
-        "tokens_per_s_after": metrics.tokens_per_second(traces, act.after),
-        "throughput_during_over_before": _over(metrics.tokens_per_second(traces, during), before),
-        "longest_gap_ms": gaps[0],
-        "longest_replay_gap_ms": gaps[1],
-        "steady_p99_itl_ms": steady,
-        "gap_over_p99": _over(max(gaps), steady),
-        "failed": metrics.failures_in(traces, around),
+        "times": len(acts),
+        "ready_s": statistics.median(ready),
+        "ready_s_max": max(ready),
+        "done_s": statistics.median(done),
+        **_rates(acts, traces),
+        **_gaps(acts, traces),
+        "failed": sum(metrics.failures_in(traces, transition_window(a.transition)) for a in acts),
         "bytes_moved": int(moved),
         "bytes_lower_bound": int(bound),
-        "bytes_ratio": _over(moved, bound) if bound else 1.0,
-        "peak_bytes_ratio": _peak(act, around, samples, sizes),
-        "kv_blocks_before": sum(act.kv_before.values()),
-        "kv_blocks_after": sum(act.kv_after.values()),
-        "kv_recovered": recovered(act, sizes),
+        "bytes_ratio": max(_bytes_ratio(act) for act in acts),
+        "peak_bytes_ratio": max(
+            _peak(act, transition_window(act.transition), samples, sizes) for act in acts
+        ),
+        "kv_blocks_before": sum(first.kv_before.values()),
+        "kv_blocks_after": sum(first.kv_after.values()),
+        "kv_recovered": min(recovered(act, sizes) for act in acts),
+    }
+
+
+def _moved(act: Act) -> float:
+    told = bytes_moved(act.transition)
+    return float(act.transition.prediction["bytes_moved"]) if told is None else told
+
+
+def _bytes_ratio(act: Act) -> float:
+    bound = float(act.transition.prediction["bytes_lower_bound"])
+    return _over(_moved(act), bound) if bound else 1.0
+
+
+def _during(act: Act) -> Window:
+    accepted = act.transition.accepted_at
+    return Window(accepted, accepted + ready_s(act.transition))
+
+
+def _rates(acts: Sequence[Act], traces: Sequence[Trace]) -> dict[str, float]:
+    """Tokens a second before, during and after."""
+    before = metrics.pooled_tokens_per_second(traces, [act.before for act in acts])
+    during = metrics.pooled_tokens_per_second(traces, [_during(act) for act in acts])
+    after = metrics.pooled_tokens_per_second(traces, [act.after for act in acts])
+    return {
+        "tokens_per_s_before": before,
+        "tokens_per_s_during": during,
+        "tokens_per_s_after": after,
+        "throughput_during_over_before": _over(during, before),
+    }
+
+
+def _gaps(acts: Sequence[Act], traces: Sequence[Trace]) -> dict[str, float]:
+    """The longest gaps around, beside the steady ones of the slower of the two widths."""
+    around = [transition_window(act.transition) for act in acts]
+    longest = [
+        max(metrics.longest_gap_ms(traces, window, replayed=replayed) for window in around)
+        for replayed in (False, True)
+    ]
+    sides = [[act.before for act in acts], [act.after for act in acts]]
+    steady = max(metrics.pooled_p99_ms(traces, windows) for windows in sides)
+    return {
+        "longest_gap_ms": longest[0],
+        "longest_replay_gap_ms": longest[1],
+        "steady_p99_itl_ms": steady,
+        "gap_over_p99": _over(max(longest), steady),
     }
 
 
@@ -106,7 +161,7 @@ def _peak(act: Act, around: Window, samples: Sequence[residency.Sample], sizes: 
 def worst(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The worst of each key over cases."""
     low = {"throughput_during_over_before", "kv_recovered", "tokens_per_s_during"}
-    added = {"failed", "bytes_moved", "bytes_lower_bound"}
+    added = {"failed", "bytes_moved", "bytes_lower_bound", "times"}
     out: dict[str, float] = {}
     for key in rows[0] if rows else ():
         values = [row[key] for row in rows]

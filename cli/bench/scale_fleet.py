@@ -53,6 +53,7 @@ class Shape:
     hbm: str = "96MiB"
     page: str = "16KiB"
     kv: str = "32MiB"
+    is_random: bool = False  # weights that no training has touched
 
     def text(self, width: int) -> str:
         """The YAML of the fleet with the model at a width."""
@@ -218,14 +219,3 @@ def bench_fleet(shape: Shape, report: Report) -> Iterator[BenchFleet]:
 def held_bytes(usage: Sequence[dict[str, Any]]) -> int:
     """Bytes of one node that weights, experts and KV hold or have been promised."""
     return sum(device["page_bytes"] * (device["total"] - device["free"]) for device in usage)
-
-
-def names(transitions: Sequence[TransitionView]) -> list[str]:
-    """2-4, 4-2, ...: one name for each, counted when it repeats."""
-    seen: dict[str, int] = {}
-    out = []
-    for each in transitions:
-        name = f"{each.from_width}->{each.to_width}"
-        seen[name] = seen.get(name, 0) + 1
-        out.append(name if seen[name] == 1 else f"{name} again")
-    return out

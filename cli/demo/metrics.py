@@ -89,7 +89,13 @@ def longest_gap_ms(traces: Iterable[Trace], window: Window, *, replayed: bool) -
 
 def steady_p99_ms(traces: Iterable[Trace], window: Window) -> float:
     """The 99th percentile of the gaps that lie wholly in a quiet window; 0.0 without any."""
-    lengths = [g.milliseconds for t in traces for g in gaps_of(t) if lies_in(g, window)]
+    return pooled_p99_ms(traces, [window])
+
+
+def pooled_p99_ms(traces: Iterable[Trace], windows: Sequence[Window]) -> float:
+    """The 99th percentile of the gaps that lie wholly in one of several quiet windows."""
+    gaps = [gap for trace in traces for gap in gaps_of(trace)]
+    lengths = [g.milliseconds for g in gaps if any(lies_in(g, window) for window in windows)]
     return percentile(lengths, 0.99)
 
 
@@ -108,8 +114,15 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def tokens_per_second(traces: Iterable[Trace], window: Window) -> float:
     """Pieces of text that arrived in a window, per second."""
-    count = sum(1 for t in traces for a in t.arrivals if window.start <= a <= window.end)
-    return count / window.seconds if window.seconds > 0 else 0.0
+    return pooled_tokens_per_second(traces, [window])
+
+
+def pooled_tokens_per_second(traces: Iterable[Trace], windows: Sequence[Window]) -> float:
+    """Pieces of text that arrived in several windows, over their seconds together."""
+    arrivals = [arrival for trace in traces for arrival in trace.arrivals]
+    count = sum(1 for window in windows for a in arrivals if window.start <= a <= window.end)
+    seconds = sum(window.seconds for window in windows)
+    return count / seconds if seconds > 0 else 0.0
 
 
 def mismatches(traces: Iterable[Trace], reference: dict[tuple[int, int], str]) -> int:

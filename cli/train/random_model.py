@@ -22,6 +22,7 @@ from ...core.errors import CheckpointError, RefusedError, UsageError
 DEVIATION = 0.02  # Qwen3-MoE's initializer_range
 ELEMENT_BYTES = 2  # bfloat16
 PIECE_ELEMENTS = 1 << 20  # 4 MiB of float32 at a time
+EMBEDDING = "model.embed_tokens.weight"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -40,6 +41,7 @@ class RandomModel:
     vocab: int = 2048
     context_tokens: int = 4096
     seed: int = 7
+    mute: frozenset[int] = frozenset()  # tokens with a row of zeros: greedy never chooses them
 
     def __post_init__(self) -> None:
         if self.experts_per_token > self.experts:
@@ -84,9 +86,7 @@ class Tensor:
 
 def tensors_of(model: RandomModel) -> list[Tensor]:
     """Every tensor of a model under the family's names, embeddings tied."""
-    shapes: list[tuple[str, tuple[int, ...]]] = [
-        ("model.embed_tokens.weight", (model.vocab, model.hidden))
-    ]
+    shapes: list[tuple[str, tuple[int, ...]]] = [(EMBEDDING, (model.vocab, model.hidden))]
     for layer in range(model.layers):
         shapes += _layer_shapes(model, f"model.layers.{layer}.")
     shapes.append(("model.norm.weight", (model.hidden,)))
@@ -135,7 +135,7 @@ def write_random_model(
     placed: dict[str, str] = {}
     for index, shard in enumerate(shards):
         name = _shard_name(index, len(shards))
-        done = _write_shard(out / name, shard, model.seed, lambda d: report(d, total), done)
+        done = _write_shard(out / name, shard, model, lambda d: report(d, total), done)
         placed.update({tensor.name: name for tensor in shard})
     if len(shards) > 1:
         table = {"metadata": {"total_size": total}, "weight_map": placed}
@@ -144,6 +144,19 @@ def write_random_model(
         shutil.copyfile(source / file, out / file)
     _write_json(out / "config.json", config_of(model))  # last: a folder with it is complete
     return total
+
+
+def invisible_tokens(folder: Path) -> frozenset[int]:
+    """Tokens of a folder's tokenizer that alone show no whole text: pieces of characters, marks.
+
+    A model that never says them gives its readers one piece of text a token.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    count = tokenizer.get_vocab_size()
+    shown = [tokenizer.decode([token], skip_special_tokens=True) for token in range(count)]
+    return frozenset(token for token, text in enumerate(shown) if not text or "\ufffd" in text)
 
 
 def shards_of(tensors: list[Tensor], shard_bytes: int) -> list[list[Tensor]]:
@@ -220,14 +233,19 @@ def _shard_name(index: int, count: int) -> str:
 
 
 def _write_shard(
-    path: Path, shard: list[Tensor], seed: int, report: Callable[[int], None], done: int
+    path: Path,
+    shard: list[Tensor],
+    model: RandomModel,
+    report: Callable[[int], None],
+    done: int,
 ) -> int:
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:
             file.write(shard_header(shard))
             for tensor in shard:
-                _write_tensor(file, tensor, seed)
+                mute = model.mute if tensor.name == EMBEDDING else frozenset()
+                _write_tensor(file, tensor, model.seed, mute)
                 done += tensor.bytes
                 report(done)
         os.replace(partial, path)
@@ -252,7 +270,7 @@ def shard_header(shard: list[Tensor]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _write_tensor(file: BinaryIO, tensor: Tensor, seed: int) -> None:
+def _write_tensor(file: BinaryIO, tensor: Tensor, seed: int, mute: frozenset[int]) -> None:
     if tensor.is_norm:
         file.write(to_bfloat16(np.ones(tensor.elements, dtype=np.float32)).tobytes())
         return
@@ -260,6 +278,9 @@ def _write_tensor(file: BinaryIO, tensor: Tensor, seed: int) -> None:
     for start in range(0, tensor.elements, PIECE_ELEMENTS):
         count = min(PIECE_ELEMENTS, tensor.elements - start)
         values = generator.standard_normal(count, dtype=np.float32) * np.float32(DEVIATION)
+        if mute:
+            row_N = np.arange(start, start + count) // tensor.shape[1]
+            values[np.isin(row_N, list(mute))] = 0.0
         file.write(to_bfloat16(values).tobytes())
 
 

@@ -1,6 +1,7 @@
 """`moectl model init`: random models that load, the same for the same seed."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_shards(
     assert one["model.norm.weight"].eq(1).all()
 
 
-def _fields(shape: RandomModel) -> dict[str, int]:
+def _fields(shape: RandomModel) -> dict[str, Any]:
     return {name: getattr(shape, name) for name in RandomModel.__dataclass_fields__}
 
 
@@ -87,3 +88,23 @@ def test_bfloat16_is_rounded_as_torch_rounds() -> None:
     values = np.random.default_rng(1).standard_normal(4096).astype(np.float32)
     ours = torch.from_numpy(random_model.to_bfloat16(values).view(np.int16)).view(torch.bfloat16)
     assert ours.equal(torch.from_numpy(values).to(torch.bfloat16))
+
+
+def test_a_mute_token_has_a_row_of_zeros_and_no_other_weight_changes(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    write(tmp_path / "all", tokenizer)
+    write(
+        tmp_path / "mute",
+        tokenizer,
+        RandomModel(**{**_fields(SHAPE), "mute": frozenset({0, 5})}),
+    )
+    full = load_file(tmp_path / "all" / "model.safetensors")
+    mute = load_file(tmp_path / "mute" / "model.safetensors")
+    name = random_model.EMBEDDING
+    silent = mute[name].eq(0).all(dim=1)
+    assert silent.nonzero().flatten().tolist() == [0, 5]
+    assert mute[name][~silent].equal(full[name][~silent])
+    assert all(mute[other].equal(full[other]) for other in full if other != name)

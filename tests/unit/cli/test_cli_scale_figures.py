@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from moectl.cli.bench.scale_figures import Act, Bytes, row_of, worst
-from moectl.cli.bench.scale_fleet import held_bytes, names
+from moectl.cli.bench.scale_figures import Act, Bytes, by_name, row_of, worst
+from moectl.cli.bench.scale_fleet import held_bytes
 from moectl.cli.bench.scale_free import free_row, link_bytes_per_s
 from moectl.cli.demo.metrics import Trace, Window
 from moectl.cli.demo.residency import Sample
@@ -44,7 +44,7 @@ def trace() -> Trace:
 
 def test_one_scale_gives_every_key():
     samples = [Sample(9.0, 400), Sample(12.0, 500), Sample(13.5, 460)]
-    row = row_of(act(scale()), [trace()], samples, SIZES)
+    row = row_of([act(scale())], [trace()], samples, SIZES)
     assert row["ready_s"] == 2.0 and row["done_s"] == 3.0
     assert row["longest_gap_ms"] == 1000.0 and row["gap_over_p99"] == 1.0
     assert row["bytes_ratio"] == 1.0 and row["failed"] == 0
@@ -81,8 +81,30 @@ def test_people_are_told_what_became_of_requests_only_where_ranks_left():
     assert "moved with KV" not in "\n".join(summary_lines(replace(told, actual={})))
 
 
-def test_a_scale_that_comes_again_has_a_name_of_its_own():
-    assert names([scale(), scale(4, 2), scale()]) == ["2->4", "4->2", "2->4 again"]
+def test_a_change_of_width_that_comes_again_is_the_same_case():
+    acts = [act(scale()), act(scale(4, 2)), act(scale())]
+    assert {name: len(group) for name, group in by_name(acts).items()} == {"2->4": 2, "4->2": 1}
+
+
+def test_several_times_are_pooled_rates_by_time_and_gaps_by_the_worst():
+    first = act(scale())
+    second = replace(
+        act(
+            replace(
+                scale(), accepted_at=30.0, phase_at={"done": 34.0}, actual={"ready_s": 4.0}
+            )
+        ),
+        before=Window(20.0, 30.0),
+        after=Window(34.0, 40.0),
+    )
+    # A token a second until 40, and none between 31 and 33.
+    late = tuple(float(second) for second in range(20, 41) if second not in (31, 32))
+    traces = [trace(), Trace(0, 1, 19.5, late, 41.0, "text")]
+    row = row_of([first, second], traces, [], SIZES)
+    assert row["times"] == 2 and (row["ready_s"], row["ready_s_max"]) == (3.0, 4.0)
+    assert row["tokens_per_s_before"] == 21 / 20
+    assert row["tokens_per_s_during"] == 6 / 6
+    assert row["longest_gap_ms"] == 3000.0
 
 
 def test_promised_pages_count_as_held():
