@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..core.dtypes import BFLOAT16, DTYPE_BYTES, FLOAT32, expert_dtype
 from ..core.facts import ModelFacts
 from ..core.plan import (
     DeviceId,
@@ -121,20 +122,28 @@ def demand_of(
     spec: ModelSpec, facts: ModelFacts, devices: Mapping[DeviceId, DeviceRecord]
 ) -> Demand:
     """Bytes of a model on these devices."""
-    element = element_bytes(spec, devices)
+    expert, shared = element_bytes(spec, facts, devices)
     return Demand(
         expert_counts=facts.experts_per_layer,
-        expert_bytes=facts.expert_bytes(element),
-        shared_bytes=facts.shared_bytes(element),
+        expert_bytes=facts.expert_bytes(expert),
+        shared_bytes=facts.shared_bytes(shared),
         kv_bytes=spec.memory.kv_per_device,
     )
 
 
-def element_bytes(spec: ModelSpec, devices: Mapping[DeviceId, DeviceRecord]) -> int:
-    """Bytes of a weight in memory: `auto` is float32 on a cpu without fast bf16, else bf16."""
-    if spec.engine.dtype == "auto":
-        return 4 if any(device.kind == "cpu" for device in devices.values()) else 2
-    return 4 if spec.engine.dtype == "float32" else 2
+def element_bytes(
+    spec: ModelSpec, facts: ModelFacts, devices: Mapping[DeviceId, DeviceRecord]
+) -> tuple[int, int]:
+    """Bytes of an element of a routed expert, and of any other weight.
+
+    A cpu computes in float32 and may keep experts in bfloat16; others hold all in one type.
+    """
+    asked = spec.engine.dtype
+    if any(device.kind == "cpu" for device in devices.values()):
+        experts = expert_dtype(asked, spec.precision, facts.dtype)
+        return DTYPE_BYTES[experts], DTYPE_BYTES[FLOAT32]
+    whole = DTYPE_BYTES[BFLOAT16 if asked == "auto" else asked]
+    return whole, whole
 
 
 def _nothing(old: Placement | None) -> Demand:

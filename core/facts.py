@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import TensorEntry, read_config, read_tensor_entries
+from .dtypes import FLOAT32, checkpoint_dtype
 from .errors import CheckpointError
 from .families import FAMILIES, FUSED, SPELLINGS, family_of, layer_of_expert_tensor
 
@@ -41,6 +42,7 @@ class ModelFacts:
     kv_elements: int = 0  # of one token in one layer; 0: keys and values of every KV head
     # The parsed config.json itself, for readers that need more of it (the planner's).
     config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    dtype: str = FLOAT32  # of the checkpoint's weights, as its config says
 
     @property
     def expert_elements(self) -> int:
@@ -123,6 +125,7 @@ def _count(
         if latent
         else 0,
         config=config,
+        dtype=checkpoint_dtype(config),
     )
 
 

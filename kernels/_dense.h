@@ -18,22 +18,23 @@ INLINE void store_some(float *p, v8 x, long long count) {
 }
 
 /* y[r][o] for R rows and all outputs: dot products over `depth`, O outputs side by side. Outputs
- * come in eights; past the last one its weights are read again and the result is dropped. */
-#define DOT_ROWS(R, O)                                                                           \
-    INLINE void dot_rows_##R(const float *const *x, const float *w, long long outputs,           \
-                             long long depth, float *const *y) {                                 \
+ * come in eights; past the last one its weights are read again and the result is dropped. Weights
+ * are of TYPE, widened by LOAD; sums are floats in the same order whatever the weights are. */
+#define DOT_ROWS(NAME, R, O, TYPE, LOAD)                                                         \
+    INLINE void NAME##_##R(const float *const *x, const TYPE *w, long long outputs,              \
+                           long long depth, float *const *y) {                                   \
         for (long long o = 0; o < outputs; o += LANES) {                                         \
             v8 sum[R][LANES];                                                                    \
             for (int b = 0; b < LANES; b += O) {                                                 \
                 v8 part[R][O];                                                                   \
-                const float *row[O];                                                             \
+                const TYPE *row[O];                                                              \
                 for (int i = 0; i < O; i++)                                                      \
                     row[i] = w + (o + b + i < outputs ? o + b + i : outputs - 1) * depth;        \
                 for (int r = 0; r < R; r++)                                                      \
                     for (int i = 0; i < O; i++) part[r][i] = splat(0.0f);                        \
                 for (long long d = 0; d < depth; d += LANES)                                     \
                     for (int i = 0; i < O; i++) {                                                \
-                        v8 weight = load(row[i] + d);                                            \
+                        v8 weight = LOAD(row[i] + d);                                            \
                         for (int r = 0; r < R; r++) part[r][i] += weight * load(x[r] + d);       \
                     }                                                                            \
                 for (int r = 0; r < R; r++)                                                      \
@@ -42,18 +43,22 @@ INLINE void store_some(float *p, v8 x, long long count) {
             for (int r = 0; r < R; r++) store_some(y[r] + o, fold(sum[r]), outputs - o);         \
         }                                                                                        \
     }
-DOT_ROWS(1, 8)
-DOT_ROWS(2, 4)
-DOT_ROWS(3, 4)
-DOT_ROWS(4, 2)
 
-INLINE void dot_rows(int rows, const float *const *x, const float *w, long long outputs,
-                     long long depth, float *const *y) {
-    if (rows == 4) dot_rows_4(x, w, outputs, depth, y);
-    else if (rows == 3) dot_rows_3(x, w, outputs, depth, y);
-    else if (rows == 2) dot_rows_2(x, w, outputs, depth, y);
-    else dot_rows_1(x, w, outputs, depth, y);
-}
+/* NAME(rows, ...) for up to four rows. */
+#define DOT_ROWS_OF(NAME, TYPE, LOAD)                                                            \
+    DOT_ROWS(NAME, 1, 8, TYPE, LOAD)                                                             \
+    DOT_ROWS(NAME, 2, 4, TYPE, LOAD)                                                             \
+    DOT_ROWS(NAME, 3, 4, TYPE, LOAD)                                                             \
+    DOT_ROWS(NAME, 4, 2, TYPE, LOAD)                                                             \
+    INLINE void NAME(int rows, const float *const *x, const TYPE *w, long long outputs,          \
+                     long long depth, float *const *y) {                                         \
+        if (rows == 4) NAME##_4(x, w, outputs, depth, y);                                        \
+        else if (rows == 3) NAME##_3(x, w, outputs, depth, y);                                   \
+        else if (rows == 2) NAME##_2(x, w, outputs, depth, y);                                   \
+        else NAME##_1(x, w, outputs, depth, y);                                                  \
+    }
+DOT_ROWS_OF(dot_rows, float, load)
+DOT_ROWS_OF(dot_rows_half, uint16_t, load_half)
 
 typedef struct {
     const float *x, *weight, *bias; /* [row][depth], [output][depth], [output] or NULL */

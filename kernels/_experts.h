@@ -6,8 +6,10 @@
 typedef struct {
     const float *x; /* [row][hidden] */
     const int64_t *row, *slot, *order; /* per pair; order sorts pairs by slot */
-    const float *gate_up, *down; /* [slot][2 inner][hidden], [slot][hidden][inner] */
-    const float *gate_up_bias, *down_bias; /* [slot][2 inner], [slot][hidden], or NULL */
+    /* Of floats, or of bfloat16 when `half`; strides count elements. */
+    const void *gate_up, *down; /* [slot][2 inner][hidden], [slot][hidden][inner] */
+    const void *gate_up_bias, *down_bias; /* [slot][2 inner], [slot][hidden], or NULL */
+    int half;
     long long gate_up_stride, down_stride, gate_up_bias_stride, down_bias_stride;
     long long pairs, hidden, inner;
     double alpha, limit; /* of the clamped gate; limit <= 0: the plain one */
@@ -19,8 +21,18 @@ INLINE v8 least(v8 a, v8 b) {
     return (v8)(((i8v)a & under) | ((i8v)b & ~under));
 }
 
-INLINE void add_row(float *y, const float *bias, long long count) {
-    for (long long i = 0; i < count; i += LANES) store(y + i, load(y + i) + load(bias + i));
+INLINE void add_row(float *y, const void *bias, long long at, long long count, int half) {
+    for (long long i = 0; i < count; i += LANES) {
+        v8 more = half ? load_half((const uint16_t *)bias + at + i)
+                       : load((const float *)bias + at + i);
+        store(y + i, load(y + i) + more);
+    }
+}
+
+INLINE void project(int rows, const float *const *x, const void *w, long long at, int half,
+                    long long outputs, long long depth, float *const *y) {
+    if (half) dot_rows_half(rows, x, (const uint16_t *)w + at, outputs, depth, y);
+    else dot_rows(rows, x, (const float *)w + at, outputs, depth, y);
 }
 
 /* gate := (clamp(up) + 1) * g * sigmoid(alpha g) with g = min(gate, limit), in place. */
@@ -41,7 +53,7 @@ INLINE void gate_row(float *h, long long inner) {
     }
 }
 
-INLINE void run_experts_body(const Experts *e) {
+INLINE void run_experts_of(const Experts *e, int half) {
     for (long long p = 0; p < e->pairs;) {
         const float *x[4] = {0};
         float *h[4] = {0}, *y[4] = {0};
@@ -52,18 +64,24 @@ INLINE void run_experts_body(const Experts *e) {
             h[rows] = e->scratch + rows * 2 * e->inner;
             y[rows] = e->y + e->order[p] * e->hidden;
         }
-        dot_rows(rows, x, e->gate_up + slot * e->gate_up_stride, 2 * e->inner, e->hidden, h);
+        project(rows, x, e->gate_up, slot * e->gate_up_stride, half, 2 * e->inner, e->hidden, h);
         for (int r = 0; r < rows; r++) {
             if (e->gate_up_bias)
-                add_row(h[r], e->gate_up_bias + slot * e->gate_up_bias_stride, 2 * e->inner);
+                add_row(h[r], e->gate_up_bias, slot * e->gate_up_bias_stride, 2 * e->inner, half);
             if (e->limit > 0) clamped_gate_row(h[r], e->inner, (float)e->alpha, (float)e->limit);
             else gate_row(h[r], e->inner);
         }
-        dot_rows(rows, (const float *const *)h, e->down + slot * e->down_stride, e->hidden,
-                 e->inner, y);
+        project(rows, (const float *const *)h, e->down, slot * e->down_stride, half, e->hidden,
+                e->inner, y);
         for (int r = 0; r < rows && e->down_bias; r++)
-            add_row(y[r], e->down_bias + slot * e->down_bias_stride, e->hidden);
+            add_row(y[r], e->down_bias, slot * e->down_bias_stride, e->hidden, half);
     }
+}
+
+/* The type of the weights is a constant of each compilation. */
+INLINE void run_experts_body(const Experts *e) {
+    if (e->half) run_experts_of(e, 1);
+    else run_experts_of(e, 0);
 }
 DISPATCH(run_experts, Experts)
 

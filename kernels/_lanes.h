@@ -41,6 +41,13 @@ INLINE v8 splat(float x) { return (v8){x, x, x, x, x, x, x, x}; }
 INLINE v8 load(const float *p) { return *(const v8 *)p; }
 INLINE void store(float *p, v8 x) { *(v8 *)p = x; }
 
+/* A bfloat16 is the upper half of a float: widening is exact. */
+typedef uint16_t u8h __attribute__((vector_size(16), aligned(2), may_alias));
+typedef uint32_t u8v __attribute__((vector_size(32)));
+INLINE v8 load_half(const uint16_t *p) {
+    return (v8)(__builtin_convertvector(*(const u8h *)p, u8v) << 16);
+}
+
 /* Fold eight accumulators into their eight sums, each as ((0+1)+(2+3))+((4+5)+(6+7)). */
 INLINE v8 fold(const v8 *a) {
     v8 pair[4], quad[2];

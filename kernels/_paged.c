@@ -22,7 +22,7 @@
 #include "_dense.h"
 #include "_experts.h"
 
-#define INTERFACE 3 /* raised when a signature changes; native.py refuses any other */
+#define INTERFACE 4 /* raised when a signature changes; native.py refuses any other */
 
 static PyObject *py_attend(PyObject *self, PyObject *args) {
     Attend a;
@@ -52,10 +52,10 @@ static PyObject *py_attend(PyObject *self, PyObject *args) {
 static PyObject *py_experts(PyObject *self, PyObject *args) {
     Experts e;
     long long x, row, slot, order, gate_up, down, gate_up_bias, down_bias, y;
-    if (!PyArg_ParseTuple(args, "L(LLL)(LL)(LL)(LL)(LL)L(LLL)(dd)", &x, &row, &slot, &order,
+    if (!PyArg_ParseTuple(args, "L(LLL)(LL)(LL)(LL)(LL)pL(LLL)(dd)", &x, &row, &slot, &order,
                           &gate_up, &e.gate_up_stride, &down, &e.down_stride, &gate_up_bias,
-                          &e.gate_up_bias_stride, &down_bias, &e.down_bias_stride, &y, &e.pairs,
-                          &e.hidden, &e.inner, &e.alpha, &e.limit))
+                          &e.gate_up_bias_stride, &down_bias, &e.down_bias_stride, &e.half, &y,
+                          &e.pairs, &e.hidden, &e.inner, &e.alpha, &e.limit))
         return NULL;
     if (e.hidden % LANES || e.inner % LANES) {
         PyErr_SetString(PyExc_ValueError, "hidden and inner must be multiples of 8");
@@ -63,9 +63,9 @@ static PyObject *py_experts(PyObject *self, PyObject *args) {
     }
     e.x = (const float *)(intptr_t)x, e.row = (const int64_t *)(intptr_t)row;
     e.slot = (const int64_t *)(intptr_t)slot, e.order = (const int64_t *)(intptr_t)order;
-    e.gate_up = (const float *)(intptr_t)gate_up, e.down = (const float *)(intptr_t)down;
-    e.gate_up_bias = (const float *)(intptr_t)gate_up_bias;
-    e.down_bias = (const float *)(intptr_t)down_bias;
+    e.gate_up = (const void *)(intptr_t)gate_up, e.down = (const void *)(intptr_t)down;
+    e.gate_up_bias = (const void *)(intptr_t)gate_up_bias;
+    e.down_bias = (const void *)(intptr_t)down_bias;
     e.y = (float *)(intptr_t)y;
     e.scratch = malloc((size_t)(8 * e.inner) * sizeof(float));
     if (!e.scratch) return PyErr_NoMemory();

@@ -43,6 +43,10 @@ class ExpertWeights:
     Shapes: gate_up_SJH [S, 2I, H] (gate rows first), down_SHI [S, H, I], gate_up_bias_SJ [S, 2I],
     down_bias_SH [S, H]; all may be strided over S (slots padded to pages), and are contiguous
     within a slot. Without a `clamped` gate the inner value is activation(gate) * up.
+
+    Weights of another dtype than the rows are widened where they are used: with bfloat16 weights
+    and float32 rows all arithmetic is float32 (LayerCast, arXiv 2506.09501), and the bits are those
+    of float32 weights of the same values, because widening is exact.
     """
 
     gate_up_SJH: Tensor
@@ -52,6 +56,11 @@ class ExpertWeights:
     gate_up_bias_SJ: Tensor | None = None
     down_bias_SH: Tensor | None = None
     clamped: ClampedGate | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all weights of a slot."""
+        return self.gate_up_SJH.dtype
 
     def gate(self, gate: Tensor, up: Tensor) -> Tensor:
         """The inner value of an expert from its two projections."""
@@ -65,10 +74,20 @@ def expert_pairs(
 
     Shapes: x_NH [N, H]; row_P, slot_P int64 [P], any order; returns y_PH [P, H] in pair order.
     """
-    usable = native.fits(x_NH, weights.gate_up_SJH, weights.down_SHI) and x_NH.is_contiguous()
-    if usable and (weights.clamped or weights.activation_name == "silu"):
+    if _runs_native(x_NH, weights) and (weights.clamped or weights.activation_name == "silu"):
         return _expert_pairs_native(x_NH, row_P, slot_P, weights)
     return expert_pairs_reference(x_NH, row_P, slot_P, weights)
+
+
+def _runs_native(x_NH: Tensor, weights: ExpertWeights) -> bool:
+    dtype = weights.dtype
+    is_known = dtype in (torch.float32, torch.bfloat16)
+    return (
+        is_known
+        and native.fits(x_NH)
+        and native.fits(weights.gate_up_SJH, weights.down_SHI, dtype=dtype)
+        and x_NH.is_contiguous()
+    )
 
 
 def _expert_pairs_native(
@@ -87,6 +106,7 @@ def _expert_pairs_native(
         _address(weights.down_SHI),
         _address(weights.gate_up_bias_SJ),
         _address(weights.down_bias_SH),
+        weights.dtype is torch.bfloat16,
         y_PH.data_ptr(),
         (len(row_P), hidden, weights.down_SHI.shape[2]),
         (clamped.alpha, clamped.limit) if clamped else (0.0, 0.0),
@@ -131,15 +151,16 @@ def expert_mlp(x_MH: Tensor, counts: list[int], slots: list[int], weights: Exper
 
 
 def _one_expert(rows_GH: Tensor, slot: int, weights: ExpertWeights) -> Tensor:
-    linear = torch.nn.functional.linear
-    inner_GJ = linear(rows_GH, weights.gate_up_SJH[slot], _of(weights.gate_up_bias_SJ, slot))
+    linear, dtype = torch.nn.functional.linear, rows_GH.dtype
+    gate_up_JH, down_HI = weights.gate_up_SJH[slot].to(dtype), weights.down_SHI[slot].to(dtype)
+    inner_GJ = linear(rows_GH, gate_up_JH, _of(weights.gate_up_bias_SJ, slot, dtype))
     gate_GI, up_GI = inner_GJ.chunk(2, dim=-1)
     inner_GI = weights.gate(gate_GI, up_GI)
-    return linear(inner_GI, weights.down_SHI[slot], _of(weights.down_bias_SH, slot))
+    return linear(inner_GI, down_HI, _of(weights.down_bias_SH, slot, dtype))
 
 
-def _of(per_slot: Tensor | None, slot: int) -> Tensor | None:
-    return None if per_slot is None else per_slot[slot]
+def _of(per_slot: Tensor | None, slot: int, dtype: torch.dtype) -> Tensor | None:
+    return None if per_slot is None else per_slot[slot].to(dtype)
 
 
 def weighted_sum_in_id_order(y_NKH: Tensor, ids_NK: Tensor, weights_NK: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ except ImportError:
 
 MAX_GROUP = 128  # query heads per KV head, as in _attend.h
 LANES = 8  # as in _lanes.h: last dims must be whole multiples
-INTERFACE = 3  # as in _paged.c: an extension left over from another version is not used
+INTERFACE = 4  # as in _paged.c: an extension left over from another version is not used
 
 if extension is not None and getattr(extension, "INTERFACE", 0) != INTERFACE:
     extension = None
@@ -29,12 +29,12 @@ def backend_name() -> str:
     return "native" if extension is not None else "reference"
 
 
-def fits(*tensors: Tensor) -> bool:
-    """Whether the compiled path can run on these: float32, on the CPU, whole contiguous rows."""
+def fits(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the compiled path can run on these: of `dtype`, on the CPU, whole contiguous rows."""
     if extension is None:
         return False
     for tensor in tensors:  # a plain loop: this runs some thirty times a step
-        if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+        if tensor.dtype is not dtype or not tensor.is_cpu:
             return False
         if tensor.shape[-1] % LANES or tensor.stride(-1) != 1:
             return False

@@ -8,10 +8,13 @@ import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...core.checkpoint import read_config
+from ...core.dtypes import checkpoint_dtype, expert_dtype
 from ...core.errors import (
     CheckpointError,
     MappingError,
@@ -23,6 +26,7 @@ from ...core.plan import DeviceId
 from ...memory.hmm.budget import ABOVE
 from ...memory.hmm.client import HmmClient
 from ...memory.layout import ExpertKey, ExpertLayout, ExpertShape, SharedLayout, respread
+from ...memory.tensors import torch_dtype
 from ..launch.orders import WorkerLaunch
 from .budget import Claims, Needs, claims_of
 from .model import ModelShape, model_shape, shared_tensor_specs
@@ -54,9 +58,10 @@ class WorkerContext:
     launch: WorkerLaunch
     template: Any  # the model without weights, see template.py
     shape: ModelShape
-    dtype: torch.dtype  # of weights, activations and KV
+    dtype: torch.dtype  # of shared weights, activations and KV
     limits: Limits
     kv_bytes: int
+    expert_dtype: torch.dtype  # of routed experts in their pages
 
     @classmethod
     def build(cls, launch: WorkerLaunch, template: Any) -> "WorkerContext":
@@ -80,7 +85,13 @@ class WorkerContext:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise WorkerError(f"model {launch.model}: its spec lacks {error}") from error
-        return cls(launch, template, shape, template.dtype, limits, int(kv_bytes))
+        name = expert_dtype(
+            str(engine.get("dtype", "auto")),
+            str(launch.model_spec.get("precision", "")),
+            checkpoint_dtype(read_config(Path(launch.model_folder))),
+        )
+        held = torch_dtype(name)
+        return cls(launch, template, shape, template.dtype, limits, int(kv_bytes), held)
 
     def with_spec(self, model_spec: dict[str, Any]) -> "WorkerContext":
         """The same worker with the engine settings of another spec: those of a new epoch.
@@ -118,15 +129,10 @@ class WorkerContext:
         return self.shape.hidden * self.dtype.itemsize
 
     @property
-    def dtype_name(self) -> str:
-        """torch's name of the dtype, as layouts write it."""
-        return str(self.dtype).removeprefix("torch.")
-
-    @property
     def expert_shape(self) -> ExpertShape:
         """What one slot holds."""
         form = self.shape.expert
-        return ExpertShape(form.hidden, form.inner, self.dtype_name, form.has_bias)
+        return ExpertShape(form.hidden, form.inner, dtype_name(self.expert_dtype), form.has_bias)
 
     def owner(self, part: str) -> str:
         """The HMM's owner label of this model's "shared", "experts" or "kv" pages."""
@@ -152,7 +158,9 @@ class WorkerContext:
     def shared_layout(self) -> SharedLayout:
         """Where the weights that are no routed experts stand; the same on every rank."""
         specs = shared_tensor_specs(self.template)
-        return SharedLayout.pack((name, dims, self.dtype_name) for name, dims in specs.items())
+        return SharedLayout.pack(
+            (name, dims, dtype_name(self.dtype)) for name, dims in specs.items()
+        )
 
     def kv_block_bytes(self) -> int:
         """Bytes of one KV block."""
@@ -204,3 +212,8 @@ class WorkerContext:
                 "those of this model",
                 next_step="delete the model and apply it again, or give it another name",
             )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch's name of a dtype, as layouts write it."""
+    return str(dtype).removeprefix("torch.")

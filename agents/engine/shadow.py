@@ -101,13 +101,13 @@ class Shadow:
     def slots(self) -> ExpertSlots:
         """The experts over the mapped window, for the engine."""
         context, shape = self._context, self._context.expert_shape
-        count = len(self.layout.slot_pages)
-        stride = self._slot_bytes // context.dtype.itemsize
+        count, dtype = len(self.layout.slot_pages), context.expert_dtype
+        stride = self._slot_bytes // dtype.itemsize
         views = {}
         for name, place in shape.places.items():
             strides = (stride, place.shape[1], 1) if len(place.shape) == 2 else (stride, 1)
             dims = (count, *place.shape)
-            views[name] = strided_at(self.window, place.offset, dims, strides, context.dtype)
+            views[name] = strided_at(self.window, place.offset, dims, strides, dtype)
         weights = expert_weights(views, context.shape.expert)
         extent = (len(context.shape.moe_layers), context.shape.experts)
         return ExpertSlots(weights, self.layout.slots, *extent)

@@ -147,7 +147,7 @@ class Sources:
         """The reading of one expert from the checkpoint into a writable window."""
         context, form = self._context, self._context.shape.expert
         parts = {
-            name: tensor_at(target, offset + place.offset, place.shape, context.dtype)
+            name: tensor_at(target, offset + place.offset, place.shape, context.expert_dtype)
             for name, place in context.expert_shape.places.items()
         }
         style = ExpertStyle(

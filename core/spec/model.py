@@ -95,6 +95,8 @@ class EngineSpec(SpecModel):
     kv_block_tokens: Annotated[int, Field(ge=1, le=1024)] = 16
     # The model's own when None.
     max_context: Annotated[WholeCount, Field(ge=1), count_schema(1)] | None = None
+    # Of routed experts in a cpu device's pages (all else, and arithmetic, is float32 there); of all
+    # weights on other devices.
     dtype: DtypeChoice = "auto"
     prefix_cache: bool = True  # requests that begin alike share KV blocks; changes no bit
     # Of arithmetic in one worker; one core a rank is what a `cpu` device stands for.

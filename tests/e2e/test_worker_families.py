@@ -18,6 +18,7 @@ from moectl.agents.engine.local import open_engine, open_forward
 from moectl.agents.engine.request import Request
 from moectl.agents.engine.schedule import Limits
 from moectl.core.plan import TransitionKind
+from moectl.memory.layout import ExpertLayout, experts_name
 
 COMMON = {
     "vocab_size": 160,
@@ -64,14 +65,23 @@ def site(tmp_path_factory):
         print(f"--- {log.name}\n{log.read_text()}", file=sys.stderr)
 
 
-@pytest.fixture(params=KINDS)
-def checkpoint(request, tmp_path):
+# A reproducible model keeps the experts of a bfloat16 checkpoint in bfloat16.
+SERVED = [(kind, "standard") for kind in KINDS]
+SERVED += [("mixtral", "reproducible"), ("gpt-oss", "reproducible")]
+
+
+@pytest.fixture(params=SERVED, ids="-".join)
+def served(request, tmp_path):
+    """(folder of a checkpoint, precision)"""
+    kind, precision = request.param
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(KINDS[request.param]())
+    model = AutoModelForCausalLM.from_config(KINDS[kind]())
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
+    if precision == "reproducible":
+        model.bfloat16()
     model.save_pretrained(tmp_path)
-    return tmp_path
+    return tmp_path, precision
 
 
 def expected(checkpoint, streams):
@@ -88,8 +98,16 @@ def expected(checkpoint, streams):
     return told
 
 
-def test_a_family_is_served_from_pages_and_spread_anew_while_it_talks(site, checkpoint):
-    fleet = Fleet(site, checkpoint)
+def held_dtypes(site, epoch):
+    """In which dtypes the experts of the devices of node n1 are held."""
+    with site.hmm("n1") as hmm:
+        plain = [hmm.get_layout(experts_name("tiny", name, epoch)) for name in ("d0", "d1")]
+    return {ExpertLayout.from_json(each).shape.dtype for each in plain}
+
+
+def test_a_family_is_served_from_pages_and_spread_anew_while_it_talks(site, served):
+    checkpoint, precision = served
+    fleet = Fleet(site, checkpoint, precision=precision)
     try:
         new, steps = spread(None, DEVICES[:2], 1)
         record, _ = fleet.change(TransitionKind.CREATE, new, steps)
@@ -101,6 +119,8 @@ def test_a_family_is_served_from_pages_and_spread_anew_while_it_talks(site, chec
         new, steps = spread(fleet.placement, DEVICES[:3], 2)
         record, _ = fleet.change(TransitionKind.SCALE, new, steps)
         fleet.retire(record)
+        is_half = precision == "reproducible"
+        assert held_dtypes(site, 2) == {"bfloat16" if is_half else "float32"}
         streams = list(fleet.streams.values())
         until = time.monotonic() + DEADLINE_S
         for stream in streams:

@@ -70,8 +70,9 @@ class Fleet:
 
     operations = 0
 
-    def __init__(self, site, checkpoint):
+    def __init__(self, site, checkpoint, **changes):
         self.site, self.checkpoint, self.hmm = site, checkpoint, site.hmm
+        self.spec = SPEC | changes
         self.workers, self.streams, self.homeless = {}, {}, queue.Queue()
         self.flips = {}  # device -> figures of its last flip
         self.placement, self.is_talking, self._lock = None, False, threading.Lock()
@@ -84,7 +85,7 @@ class Fleet:
             node_address=ADDRESS[device.node], hmm_socket=str(root / device.node / "hmm.sock"),
             control_socket=str(control), data_host=ADDRESS[device.node],
             secret_file=str(root / "secret"), model_folder=str(self.checkpoint),
-            model_spec=SPEC, log_path=str(root / f"{device.node}-{device.device}.log"),
+            model_spec=self.spec, log_path=str(root / f"{device.node}-{device.device}.log"),
         )  # fmt: skip
         control.unlink(missing_ok=True)
         pid = self.site.fork("spawn", config=launch.to_plain())["pid"]
@@ -98,7 +99,7 @@ class Fleet:
             generation=1, old=self.placement, new=new, steps=steps,
             prediction=Prediction(0, 0, 0, {}, 0.0, 0.0, 0), accepted_at=now, phase_at={},
             deadline_at=now + DEADLINE_S, store_address=f"127.0.0.11:{self.site.store['port']}",
-            model_spec=SPEC,
+            model_spec=self.spec,
         )  # fmt: skip
 
     def change(self, kind, new, steps):

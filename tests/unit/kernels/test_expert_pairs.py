@@ -122,3 +122,28 @@ def test_biases_and_a_clamped_gate_follow_their_formula(compute):
     torch.testing.assert_close(got.double(), torch.stack(wanted), atol=2e-5, rtol=1e-4)
     alone = compute(x[row[7] : row[7] + 1], np.zeros(1, np.int64), slot[7:8], weights)
     assert torch.equal(alone[0], got[7])
+
+
+@pytest.mark.parametrize("compute", PAIRS)
+@pytest.mark.parametrize("clamped", [None, ClampedGate(1.7, 7.0)], ids=["silu", "clamped"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 11])
+def test_bfloat16_weights_give_the_bits_of_the_same_values_in_float32(compute, clamped, rows):
+    torch.manual_seed(2)
+    hidden, inner, slots = 72, 40, 3
+    parts = [
+        (slots, 2 * inner, hidden),
+        (slots, hidden, inner),
+        (slots, 2 * inner),
+        (slots, hidden),
+    ]
+    half = [(torch.randn(shape) * 0.2).bfloat16() for shape in parts]
+
+    def weights(tensors):
+        silu = torch.nn.functional.silu
+        return ExpertWeights(tensors[0], tensors[1], silu, "silu", *tensors[2:], clamped)
+
+    x, random = torch.randn(rows, hidden), np.random.RandomState(rows)
+    row, slot = random.randint(0, rows, 17), random.randint(0, slots, 17)
+    got = compute(x, row, slot, weights(half))
+    assert got.dtype is torch.float32
+    assert torch.equal(got, compute(x, row, slot, weights([each.float() for each in half])))
