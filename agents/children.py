@@ -32,6 +32,7 @@ from ..memory.hmm.client import HmmClient
 from .config import AgentConfig
 from .launch import client as launch_client
 from .launch.client import ForkServerClient
+from .launch.spare import read_spare
 
 log = logging.getLogger("moectl.agent.children")
 
@@ -40,6 +41,7 @@ FORK_SERVER = "forkserver"
 STORE = "store"
 
 READY_S = 120.0  # the first import of torch from a cold disk takes half a minute
+TAKE_OVER_S, TAKE_OVER_RETRY_S = 5.0, 0.02  # a spare serves within tens of milliseconds
 KNOCK_S = 1.0  # an HMM that lives answers in a millisecond
 END_S = 3.0  # SIGTERM to SIGKILL; all of them end in milliseconds
 
@@ -68,6 +70,8 @@ class Children:
         async with self._locks[role]:  # one start at a time; others wait until it is ready
             if self.is_running(role) or (role == HMM and await self._adopt_successor()):
                 return False
+            if role == FORK_SERVER and await self._adopt_spare():
+                return True
             await self._start_ready(role)
             if role == FORK_SERVER:
                 await self.fork_server.close()  # what is open leads to its predecessor
@@ -85,6 +89,21 @@ class Children:
         write_run_file(self._home.run_dir, HMM, process, self._hmm_argv(-1))
         log.info("adopted hmm pid %d: it took over", pid)
         return True
+
+    async def _adopt_spare(self) -> bool:
+        """Whether the spare of a fork server that died serves in its place now."""
+        await self.fork_server.close()
+        end_s = time.monotonic() + TAKE_OVER_S
+        spare = read_spare(self._home.fork_socket)
+        while spare is not None and is_alive(spare) and time.monotonic() < end_s:
+            with contextlib.suppress(MoectlError):
+                if (await self.fork_server.ping())["pid"] == spare.pid:
+                    argv = self._fork_argv(-1)
+                    write_run_file(self._home.run_dir, FORK_SERVER, spare, argv)
+                    log.info("adopted fork server pid %d: it was the spare", spare.pid)
+                    return True
+            await asyncio.sleep(TAKE_OVER_RETRY_S)
+        return False
 
     async def ensure_store(self) -> bool:
         """Adopt or start the store; True when it is a new one."""
@@ -122,10 +141,18 @@ class Children:
             if process is not None:
                 await asyncio.to_thread(end_process, process, END_S)
                 remove_run_file(self._home.run_dir, role)
+            if role == FORK_SERVER:
+                await self._end_spare()
             started = self._started.pop(role, None)
             if started is not None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     await asyncio.to_thread(started.wait, END_S)
+
+    async def _end_spare(self) -> None:
+        """End the spare of a fork server that had no time to do so itself."""
+        spare = read_spare(self._home.fork_socket)
+        if spare is not None:
+            await asyncio.to_thread(end_process, spare, END_S)
 
     async def _start_ready(self, role: str) -> None:
         reading, writing = os.pipe()

@@ -12,6 +12,8 @@ Requests and replies are frames as the HMM's. Children live on when this process
     {"op":"template","folder"} -> {}               {"op":"spawn","config":{WorkerLaunch}} -> {"pid"}
     {"op":"spawn_store","host"} -> {"pid","port"}  {"op":"ping"} -> {"pid","children","templates"}
     {"op":"stop"} -> {} and the end
+
+A spare, forked from it, takes its place when it is killed: see `spare.py`.
 """
 
 import argparse
@@ -22,19 +24,25 @@ import selectors
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import EngineError, MoectlError, ProtocolError
+from ...core.errors import EngineError, MemoryPoolError, MoectlError, ProtocolError
 from ...memory.hmm import wire
-from ...memory.hmm.listener import peer_uid, take_place
+from ...memory.hmm.listener import Place, peer_uid, take_place
 from .orders import WorkerLaunch
+from .spare import Spare
 
 #: Templates kept at a time. Chosen: models of one node; one template is a few megabytes.
 TEMPLATES_MAX = 16
 #: A child that hosts a store must name its port in this time; binding takes milliseconds.
 STORE_READY_S = 10.0
+#: A process that dies lets go of its locks within milliseconds of its pipes.
+PLACE_S, PLACE_RETRY_S = 1.0, 0.01
+#: A spare that lived shorter is not replaced at once.
+SPARE_S_MIN = 1.0
 
 #: Set before torch is imported: one thread of arithmetic, and no native stack traces in worker logs
 #: when a group is given up on purpose.
@@ -58,22 +66,43 @@ class ForkServer:
         build_template: BuildTemplate,
         run_worker: RunWorker,
         own_fds: Sequence[int] = (),
+        spare: Spare | None = None,
+        templates: dict[str, Any] | None = None,
     ) -> None:
         self._listener = listener
         self._own_fds = tuple(own_fds)  # children close them: the lock must end with this process
+        self._spare = spare
         self._build_template = build_template
         self._run_worker = run_worker
-        self._templates: dict[str, Any] = {}
+        self._templates: dict[str, Any] = templates if templates is not None else {}
         self._children: dict[int, str] = {}
         self._readers: dict[socket.socket, wire.FrameReader] = {}
         self._selector = selectors.DefaultSelector()
         self._stopping = False
+        self._spare_knows: tuple[str, ...] = ()
+        self._forked_at = -SPARE_S_MIN  # when the spare was
         self._woken, self._wake = socket.socketpair()
         for end in (self._woken, self._wake):
             end.setblocking(False)
 
-    def serve(self) -> None:
-        """Answer until told to stop."""
+    def serve(self) -> bool:
+        """Answer until told to stop; True in a spare whose server has died: it is to serve now."""
+        self._listen()
+        while not self._stopping:
+            if self._is_spare_outdated() and self._fork_spare():
+                return True
+            for key, _ in self._selector.select():
+                self._turn(key.fileobj)
+        if self._spare is not None:
+            self._spare.dismiss()
+        return False
+
+    @property
+    def templates(self) -> dict[str, Any]:
+        """Models without weights, by folder."""
+        return self._templates
+
+    def _listen(self) -> None:
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -81,9 +110,26 @@ class ForkServer:
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
-        while not self._stopping:
-            for key, _ in self._selector.select():
-                self._turn(key.fileobj)
+
+    def _is_spare_outdated(self) -> bool:
+        """Whether there is no spare, or one that lacks a template."""
+        if self._spare is None:
+            return False
+        is_missing = self._spare.is_gone() or self._spare.pid is None
+        if is_missing and time.monotonic() - self._forked_at < SPARE_S_MIN:
+            return False  # what dies at once would die again: wait for the next request
+        return is_missing or self._spare_knows != tuple(self._templates)
+
+    def _fork_spare(self) -> bool:
+        """Fork a spare that knows what this process knows; True in it, when it is needed."""
+        assert self._spare is not None
+        self._check_alone("its spare")
+        self._spare_knows, self._forked_at = tuple(self._templates), time.monotonic()
+        return self._spare.fork(self._become_spare)
+
+    def _become_spare(self) -> None:
+        self._become_child()
+        _name_process("moe spare")
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
@@ -134,7 +180,14 @@ class ForkServer:
             case "ping":
                 self._reap()
                 children = {str(pid): what for pid, what in self._children.items()}
-                return {"pid": os.getpid(), "children": children, "templates": [*self._templates]}
+                spare = self._spare.pid if self._spare is not None else None
+                templates = [*self._templates]
+                return {
+                    "pid": os.getpid(),
+                    "children": children,
+                    "templates": templates,
+                    "spare": spare,
+                }
             case "template":
                 self._template(str(request.get("folder")))
                 return {}
@@ -185,25 +238,33 @@ class ForkServer:
 
     def _fork(self, what: str) -> int:
         """fork, with the child cleaned of everything that is this process's."""
-        threads = len(os.listdir("/proc/self/task"))
-        if threads != 1:
-            raise EngineError(
-                f"the fork server has {threads} threads; forking {what} now could hang it",
-                next_step="end the fork server (its workers live on); its agent starts another",
-            )
+        self._check_alone(what)
         pid = os.fork()
         if pid:
             self._children[pid] = what
             return pid
+        self._become_child()
+        return 0
+
+    def _become_child(self) -> None:
+        """Let go of everything that is the server's."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         self._selector.close()
         for each in (self._listener, self._woken, self._wake, *self._readers):
             each.close()
-        for fd in self._own_fds:
+        spares = self._spare.own_fds if self._spare is not None else ()
+        for fd in (*self._own_fds, *spares):
             os.close(fd)
-        return 0
+
+    def _check_alone(self, what: str) -> None:
+        threads = len(os.listdir("/proc/self/task"))
+        if threads != 1:
+            raise EngineError(
+                f"the fork server has {threads} threads; forking {what} now could hang it",
+                next_step="end the fork server (its workers live on); its agent starts another",
+            )
 
     def _reap(self) -> None:
         for pid in list(self._children):
@@ -290,19 +351,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ready-fd", type=int)
     options = parser.parse_args(argv)
     try:
-        with contextlib.closing(take_place(options.socket)) as place:
-            server = ForkServer(place.listener, *_import_engine(), own_fds=(place.lock,))
-            gc.collect()
-            gc.freeze()
-            if options.ready_fd is not None:
+        build, run = _import_engine()
+        templates: dict[str, Any] = {}
+        gc.collect()
+        gc.freeze()
+        ready_fd = options.ready_fd
+        while True:
+            place = _take_place(options.socket)
+            if ready_fd is not None:
                 with contextlib.suppress(OSError):  # whoever started us may be gone
-                    os.write(options.ready_fd, b"ready\n")
-                    os.close(options.ready_fd)
-            server.serve()
+                    os.write(ready_fd, b"ready\n")
+                    os.close(ready_fd)
+                ready_fd = None
+            spare = Spare(options.socket)
+            server = ForkServer(place.listener, build, run, (place.lock,), spare, templates)
+            if not server.serve():
+                place.close()
+                return 0
+            # From here on this process is the spare: the server that it was forked from is dead.
+            templates = server.templates
+            _name_process("moe forkserver")
     except MoectlError as error:
         print(f"fork server: {error}", file=sys.stderr, flush=True)
         return error.exit_code
-    return 0
+
+
+def _take_place(path: Path) -> Place:
+    """Listen at the path; the locks of a process that is just dying may last a moment longer."""
+    until = time.monotonic() + PLACE_S
+    while True:
+        try:
+            return take_place(path)
+        except MemoryPoolError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(PLACE_RETRY_S)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,19 @@ import socket
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from moectl.agents.launch.client import ForkServerClient, argv
-from moectl.agents.launch.forkserver import ForkServer
+from moectl.agents.launch.forkserver import SPARE_S_MIN, ForkServer
 from moectl.agents.launch.orders import WorkerLaunch
+from moectl.agents.launch.spare import read_spare
 from moectl.core.errors import EngineError, ProtocolError
+from moectl.core.paths import wait_gone
 
 DEADLINE_S = 60.0
+DEMO = Path(__file__).parents[3] / "clusters" / "models" / "demo"
 ORDERS = WorkerLaunch(
     model="m",
     node="n1",
@@ -127,6 +131,57 @@ async def test_children_live_on_when_the_server_stops(tmp_path):
         os.kill(pid, signal.SIGTERM)
         assert select.select([handle], [], [], DEADLINE_S)[0]
         os.close(handle)
+
+
+async def _serving_pid(caller, but_not):
+    """Who answers at the path, once it is another process."""
+    until = time.monotonic() + DEADLINE_S
+    while time.monotonic() < until:
+        with contextlib.suppress(EngineError):
+            pid = (await caller.ping())["pid"]
+            if pid != but_not:
+                return pid
+        await asyncio.sleep(0.01)
+    raise AssertionError("nobody took the place of the fork server")
+
+
+async def test_a_killed_server_is_replaced_by_its_spare_again_and_again(tmp_path):
+    tmp_path.chmod(0o700)
+    path = tmp_path / "fork.sock"
+    process = start(path)
+    caller = ForkServerClient(path)
+    folder = str(DEMO)
+    await caller.template(folder)
+    serving = (await caller.ping())["pid"]
+    for _ in range(3):
+        spare = (await caller.ping())["spare"]
+        assert read_spare(path).pid == spare
+        os.kill(serving, signal.SIGKILL)
+        if serving == process.pid:
+            process.wait(DEADLINE_S)
+        assert await _serving_pid(caller, serving) == spare
+        reply = await caller.ping()
+        assert reply["templates"] == [folder]  # what its server knew
+        assert len(os.listdir(f"/proc/{spare}/task")) == 1
+        serving = spare
+    pid, _ = await caller.spawn_store("127.0.0.11")  # it forks as its predecessor did
+    os.kill(pid, signal.SIGTERM)
+    last = read_spare(path)
+    await caller.stop()
+    assert wait_gone(last, DEADLINE_S)  # a server that is told to stop takes its spare along
+    assert read_spare(path) is None
+
+
+async def test_a_spare_that_dies_is_replaced(server, client):
+    first = (await client.ping())["spare"]
+    await asyncio.sleep(SPARE_S_MIN)
+    os.kill(first, signal.SIGKILL)
+    until = time.monotonic() + DEADLINE_S
+    while (second := (await client.ping())["spare"]) in (first, None):
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+    assert read_spare(server[0]).pid == second
+    assert (await client.ping())["pid"] == server[1].pid
 
 
 def test_it_refuses_to_fork_while_it_has_a_second_thread():
