@@ -2,7 +2,8 @@
 
     2->4 ...            moectl, under steady streaming: 2 -> 4 -> 2 -> 4 -> 3 -> 2, in rounds
     saturated           2 -> 4 under as many readers as fill every core and more
-    unprepared          2 -> 4 right after every fork server was killed
+    fork servers killed 2 -> 4 right after every fork server was killed: their spares stand in
+    nothing pre-warmed  2 -> 4 right after fork servers and spares were killed: torch is imported
     free a device       4 -> 2 under requests with thousands of tokens to go; runs last
     elasticmoe-like     2 -> 4 with intake paused and in-flight requests drained before the flip
     cold restart        the model ended and started again at 4, fresh interpreters, warm page cache
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from ...core.dtypes import DTYPE_BYTES, FLOAT32, expert_dtype
 from ...core.errors import MoectlError
 from ...core.facts import read_model_facts
 from ...core.units import parse_bytes
@@ -36,20 +38,20 @@ from .scale_fleet import BenchFleet, Shape, bench_fleet
 from .scale_free import run_free
 
 DEMO = SOURCE_ROOT / "clusters" / "models" / "demo"
-# 8 layers x 25 experts of 6 MiB in fp32: 1.17 GiB of expert pages, three pages of 2 MiB an expert.
+# 8 layers x 25 experts of 6 MiB in bfloat16: 1.17 GiB of expert pages, three of 2 MiB an expert.
 # 25 experts do not divide by any width that is measured.
 LARGE = RandomModel(
     layers=8,
     hidden=1024,
     experts=25,
     experts_per_token=2,
-    expert_hidden=512,
+    expert_hidden=1024,
     heads=8,
     kv_heads=2,
     head_dim=64,
 )
 SHARD_BYTES = 1 << 29
-BLOCK_TOKENS, ELEMENT_BYTES = 16, 4  # the spec's default; fp32 on a cpu device
+BLOCK_TOKENS = 16  # the spec's default
 WIDTHS = (4, 2, 4, 3, 2)
 START, WIDE = 2, 4
 ROUNDS, ROUNDS_FULL = 2, 10
@@ -61,6 +63,7 @@ SETTLE_S = 0.5
 CYCLES, CYCLES_FULL = 10, 100
 CYCLES_S_MIN = 120.0  # of the budget; with less left there is no cycle worth a fleet of eight
 WORD = "moectl"
+FORK_SERVERS_LOST, UNPREPARED = "moectl, fork servers killed", "moectl, nothing pre-warmed"
 
 
 def run(options: BenchOptions) -> BenchResult:
@@ -141,7 +144,8 @@ class _Measured:
             read_model_facts(self._fleet.shape.folder).experts_per_layer
         )
         return (
-            f"expert weights as held in pages (fp32): {held / 2**30:.3f} GiB",
+            f"expert weights as held in pages ({_expert_dtype(self._fleet.shape)}, arithmetic"
+            f" float32): {held / 2**30:.3f} GiB",
             "horizontal replica: measured on an idle machine, which flatters it",
         )
 
@@ -195,21 +199,22 @@ class _Measured:
         self._judge(traffic)
 
     def _unprepared(self, traffic: Traffic) -> None:
-        """2 -> 4 with every pre-warmed process gone."""
-        fleet = self._fleet
-        fleet.scale(START)
-        traffic.start()
-        try:
-            quiet = self._quiet()
-            killed = fleet.kill_fork_servers()
-            transition = fleet.scale(WIDE)
-        finally:
-            traffic.stop(DRAIN_S)
-        self.results["moectl, unprepared"] = {
-            "ready_s": ready_s(transition),
-            "fork_servers_killed": killed,
-            **self._service(traffic, transition.accepted_at, ready_s(transition), quiet),
-        }
+        """2 -> 4 when the fork servers were just killed: with their spares, and without any."""
+        for name, with_spares in ((FORK_SERVERS_LOST, False), (UNPREPARED, True)):
+            fleet = self._fleet
+            fleet.scale(START)
+            traffic.start()
+            try:
+                quiet = self._quiet()
+                killed = fleet.kill_fork_servers(with_spares=with_spares)
+                transition = fleet.scale(WIDE)
+            finally:
+                traffic.stop(DRAIN_S)
+            self.results[name] = {
+                "ready_s": ready_s(transition),
+                "processes_killed": killed,
+                **self._service(traffic, transition.accepted_at, ready_s(transition), quiet),
+            }
 
     def _elasticmoe_like(self, traffic: Traffic) -> None:
         """Intake pauses at the intent; the flip counts when the last old request has ended."""
@@ -267,7 +272,8 @@ class _Measured:
         feasible = min(ready["cold restart"], ready["horizontal replica"])
         self.summary["ready_ratio_best_baseline"] = ours / feasible
         self.summary["ready_ratio_elasticmoe_like"] = ours / ready["elasticmoe-like"]
-        self.summary["unprepared_ratio"] = ready["moectl, unprepared"] / ours
+        self.summary["unprepared_ratio"] = ready[UNPREPARED] / ours
+        self.summary["fork_servers_lost_ratio"] = ready[FORK_SERVERS_LOST] / ours
 
     def _free(self) -> None:
         """4 -> 2 under requests with thousands of tokens to go: when is a device free?"""
@@ -292,7 +298,13 @@ class _Measured:
         return Window(start, time.time())
 
 
+def _expert_dtype(shape: Shape) -> str:
+    """As the workers hold experts on a cpu device."""
+    return expert_dtype("auto", shape.precision, read_model_facts(shape.folder).dtype)
+
+
 def _sizes(shape: Shape) -> Bytes:
     facts, page = read_model_facts(shape.folder), parse_bytes(shape.page)
-    expert = -(-facts.expert_bytes(ELEMENT_BYTES) // page) * page
-    return Bytes(expert, facts.kv_bytes_per_token(ELEMENT_BYTES) * BLOCK_TOKENS)
+    element = DTYPE_BYTES[_expert_dtype(shape)]
+    expert = -(-facts.expert_bytes(element) // page) * page
+    return Bytes(expert, facts.kv_bytes_per_token(DTYPE_BYTES[FLOAT32]) * BLOCK_TOKENS)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...agents.launch.spare import read_spare
 from ...core.errors import MoectlError
 from ...core.paths import (
     Home,
@@ -53,6 +54,7 @@ class Shape:
     hbm: str = "96MiB"
     page: str = "16KiB"
     kv: str = "32MiB"
+    precision: str = "reproducible"
     is_random: bool = False  # weights that no training has touched
 
     def text(self, width: int) -> str:
@@ -70,7 +72,7 @@ class Shape:
             f"spec:\n  nodes:\n{nodes}---\n"
             f"apiVersion: moectl.dev/v1\nkind: Model\nmetadata: {{name: {MODEL}}}\nspec:\n"
             f'  source: {{path: "{self.folder}"}}\n  parallelism: {{experts: {width}}}\n'
-            f"  memory: {{kvPerDevice: {self.kv}}}\n"
+            f"  memory: {{kvPerDevice: {self.kv}}}\n  precision: {self.precision}\n"
         )
 
 
@@ -188,18 +190,18 @@ class BenchFleet:
                 end_process(run.process, 10.0)
                 remove_run_file(self.home.run_dir, run.role)
 
-    def kill_fork_servers(self) -> int:
-        """Take away what is pre-warmed; returns how many there were."""
+    def kill_fork_servers(self, *, with_spares: bool) -> int:
+        """Take away what is pre-warmed; returns how many processes that were."""
         assert self.instance is not None
-        runs = [
-            run
-            for node in self.instance.nodes
-            for run in read_run_files(self.home.node(str(node["name"])).run_dir)
-            if run.role == "forkserver" and is_alive(run.process)
-        ]
-        killed = [run for run in runs if signal_process(run.process, signal.SIGKILL)]
-        for run in killed:  # one that is just dying would still be taken for alive
-            wait_gone(run.process, 5.0)
+        homes = [self.home.node(str(node["name"])) for node in self.instance.nodes]
+        runs = [run for home in homes for run in read_run_files(home.run_dir)]
+        servers = [run.process for run in runs if run.role == "forkserver"]
+        spares = [read_spare(home.fork_socket) for home in homes] if with_spares else []
+        # Spares first: one that is left for a moment would take the place.
+        wanted = [each for each in (*spares, *servers) if each is not None and is_alive(each)]
+        killed = [each for each in wanted if signal_process(each, signal.SIGKILL)]
+        for process in killed:  # one that is just dying would still be taken for alive
+            wait_gone(process, 5.0)
         return len(killed)
 
 
