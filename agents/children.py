@@ -72,7 +72,12 @@ class Children:
                 return False
             if role == FORK_SERVER and await self._adopt_spare():
                 return True
-            await self._start_ready(role)
+            try:
+                await self._start_ready(role)
+            except MoectlError:
+                # A spare that nobody had written down yet may have taken the place meanwhile.
+                if role != FORK_SERVER or not await self._adopt_serving():
+                    raise
             if role == FORK_SERVER:
                 await self.fork_server.close()  # what is open leads to its predecessor
             return True
@@ -96,14 +101,22 @@ class Children:
         end_s = time.monotonic() + TAKE_OVER_S
         spare = read_spare(self._home.fork_socket)
         while spare is not None and is_alive(spare) and time.monotonic() < end_s:
-            with contextlib.suppress(MoectlError):
-                if (await self.fork_server.ping())["pid"] == spare.pid:
-                    argv = self._fork_argv(-1)
-                    write_run_file(self._home.run_dir, FORK_SERVER, spare, argv)
-                    log.info("adopted fork server pid %d: it was the spare", spare.pid)
-                    return True
+            if await self._adopt_serving():
+                return True
             await asyncio.sleep(TAKE_OVER_RETRY_S)
         return False
+
+    async def _adopt_serving(self) -> bool:
+        """Whether a fork server answers; it is then ours."""
+        try:
+            process = process_id(int((await self.fork_server.ping())["pid"]))
+        except MoectlError:
+            return False
+        if process is None:
+            return False
+        write_run_file(self._home.run_dir, FORK_SERVER, process, self._fork_argv(-1))
+        log.info("adopted fork server pid %d: it was the spare", process.pid)
+        return True
 
     async def ensure_store(self) -> bool:
         """Adopt or start the store; True when it is a new one."""

@@ -196,8 +196,9 @@ class BenchFleet:
         homes = [self.home.node(str(node["name"])) for node in self.instance.nodes]
         runs = [run for home in homes for run in read_run_files(home.run_dir)]
         servers = [run.process for run in runs if run.role == "forkserver"]
+        for server in servers if with_spares else ():
+            signal_process(server, signal.SIGSTOP)  # else it forks another spare at once
         spares = [read_spare(home.fork_socket) for home in homes] if with_spares else []
-        # Spares first: one that is left for a moment would take the place.
         wanted = [each for each in (*spares, *servers) if each is not None and is_alive(each)]
         killed = [each for each in wanted if signal_process(each, signal.SIGKILL)]
         for process in killed:  # one that is just dying would still be taken for alive

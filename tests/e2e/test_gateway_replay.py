@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from served_fleet import TOKEN, running_fleet
 
+from moectl.agents.launch.spare import read_spare
 from moectl.core.errors import MoectlError
 from moectl.core.paths import is_alive, processes_of_instance, read_run_file
 from moectl.core.records import NodeRecord, from_json
@@ -184,6 +185,7 @@ async def test_a_killed_helper_is_replaced_and_requests_go_on(fleet, client, exp
     async def kill():
         await asyncio.sleep(0.3)
         run = read_run_file(fleet.node_dir / "run", role)
+        spare = read_spare(fleet.node_dir / "fork.sock")
         os.kill(run.process.pid, signal.SIGKILL)
 
         async def is_back():
@@ -193,6 +195,8 @@ async def test_a_killed_helper_is_replaced_and_requests_go_on(fleet, client, exp
             return role != "hmm" or await asyncio.to_thread(hmm_answers, fleet)
 
         await fleet.until(is_back)
+        if role == "forkserver":  # nothing is imported anew
+            assert read_run_file(fleet.node_dir / "run", role).process == spare
         if role == "hmm":  # workers serve on, and the new one knows their pages
             assert {worker.pid for worker in await fleet.workers()} == pids
         await fleet.declare(2)
