@@ -6,6 +6,7 @@ pages reserved and filled. Reservations are committed at COMMIT with the layouts
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class Attachment:
         yield self._map_kv
         page = self.kv.page_bytes
         for offset, size in _spans(0, len(self.kv.pages) * page, page):
-            yield lambda offset=offset, size=size: self._prefault_kv(offset, size)  # type: ignore[misc]
+            yield partial(self._prefault_kv, offset, size)
 
     def build_engine(self) -> Engine:
         """Bind the weights and put KV under the engine; call it once, when all pieces ran."""

@@ -160,6 +160,10 @@ class Engine:
         self._follow(StepResult((), dones))
         return dones
 
+    def kv_blocks_to_finish(self) -> int:
+        """The most KV blocks that the requests here can come to hold."""
+        return self.scheduler.blocks_to_finish()
+
     def grow_kv(self, blocks: int) -> None:
         """`blocks` more KV blocks are mapped now."""
         self.kv.grow(blocks)

@@ -62,20 +62,37 @@ class KvRoom:
     def give_back(self, hmm: HmmClient, pages: int) -> int:
         """Free up to `pages` of the pages that KV has grown by; returns how many it were."""
         with self._lock:
-            old, device = self._attachment.kv, self._context.launch.device
-            count = min(pages, len(old.pages) - self._first_pages(old))
-            if count <= 0:
-                return 0
-            keep = old.pages[: len(old.pages) - count]
-            new = KvLayout(old.block_bytes, old.page_bytes, keep)
-            lost = old.block_count - new.block_count
-            if lost:
-                self._ask(lambda engine: engine.shrink_kv(lost), ENGINE_DEADLINE_S)
-            self._attachment.kv = new
-            self._attachment.unmap_kv_from(len(keep) * old.page_bytes, count * old.page_bytes)
-            owner, layouts = self._context.owner("kv"), {self._name: new.to_json()}
-            hmm.free(device, old.pages[len(keep) :], owner, layouts=layouts)
-            return count
+            old = self._attachment.kv
+            return self._free(hmm, min(pages, len(old.pages) - self._first_pages(old)))
+
+    def lend(self, hmm: HmmClient) -> int:
+        """Free what the requests of a rank that leaves can never fill; returns how many pages.
+
+        Such a rank takes no new requests. What it lends makes room, fleet-wide, for the experts
+        that come to others; a forfeit takes it back.
+        """
+        with self._lock:
+            needed: list[int] = []
+            self._ask(lambda engine: needed.append(engine.kv_blocks_to_finish()), ENGINE_DEADLINE_S)
+            old = self._attachment.kv
+            keep = -(-max(needed[0], 1) * old.block_bytes // old.page_bytes)
+            return self._free(hmm, len(old.pages) - keep)
+
+    def _free(self, hmm: HmmClient, count: int) -> int:
+        """Free the last `count` pages; the caller holds the lock."""
+        old, device = self._attachment.kv, self._context.launch.device
+        if count <= 0:
+            return 0
+        keep = old.pages[: len(old.pages) - count]
+        new = KvLayout(old.block_bytes, old.page_bytes, keep)
+        lost = old.block_count - new.block_count
+        if lost:
+            self._ask(lambda engine: engine.shrink_kv(lost), ENGINE_DEADLINE_S)
+        self._attachment.kv = new
+        self._attachment.unmap_kv_from(len(keep) * old.page_bytes, count * old.page_bytes)
+        owner, layouts = self._context.owner("kv"), {self._name: new.to_json()}
+        hmm.free(device, old.pages[len(keep) :], owner, layouts=layouts)
+        return count
 
     def still(self) -> AbstractContextManager[Any]:
         """While it is held no block gets another number and no page of KV goes."""

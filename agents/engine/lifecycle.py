@@ -72,6 +72,8 @@ class Lifecycle:
             preparation = Preparation(self._context, record, self._attached is not None)
             preparation.room = self._room
             self._next = preparation
+            if preparation.rank is None:
+                self._loop.is_leaving = True  # what it lends of its KV is no room for new requests
         self._put(lambda: self._prepare(preparation))
 
     def commit(self, operation: str) -> None:
@@ -209,6 +211,8 @@ class Lifecycle:
                 if self._next is preparation:
                     self._next = None
                     self.prepared_operation = ""
+                if preparation.rank is None:
+                    self._loop.is_leaving = False
                 self._said.pop(("prepared", operation), None)
         self._say("forfeited", operation)
 

@@ -265,9 +265,11 @@ class Preparation:
         )
 
     def _reserve(self) -> None:
-        if self.rank is None:
-            return
         assert self.hmm is not None and self._sources is not None
+        if self.rank is None:
+            if self.room is not None:
+                self.kv_pages_given = self.room.lend(self.hmm)
+            return
         old = self._sources.experts_on(self.context.device)
         self.context.ask_claims(self.hmm, old, self.record.new.experts_on(self.rank))
         if not self._is_attached:

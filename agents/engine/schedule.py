@@ -302,6 +302,17 @@ class Scheduler:
             self.table_LW[sequence.lane, : len(sequence.blocks)] = sequence.blocks
         return moved
 
+    def blocks_to_finish(self) -> int:
+        """Blocks that all requests would hold at their ends, none of them shared."""
+        lengths = (
+            min(
+                len(sequence.request.prompt_ids) + sequence.request.max_tokens,
+                self.limits.max_context,
+            )
+            for sequence in self._by_id.values()
+        )
+        return sum(self._blocks_for(length) for length in lengths)
+
     def end_unplaceable(self) -> None:
         """After a shrink: end waiting requests whose tokens no longer fit the whole pool."""
         for sequence in self._waiting:

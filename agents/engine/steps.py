@@ -319,7 +319,8 @@ class StepLoop:
             self.publish(StepResult((), tuple(refused)))
 
     def _submit(self, request: Request) -> DoneOut | None:
-        if self.engine is None or self.state not in (LoopState.SERVING, LoopState.PARKED):
+        is_in = self.state in (LoopState.SERVING, LoopState.PARKED)
+        if self.engine is None or self.is_leaving or not is_in:
             return DoneOut(request.id, DoneReason.MOVED)
         try:
             self.engine.submit(request)

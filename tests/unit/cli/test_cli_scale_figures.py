@@ -89,11 +89,7 @@ def test_a_change_of_width_that_comes_again_is_the_same_case():
 def test_several_times_are_pooled_rates_by_time_and_gaps_by_the_worst():
     first = act(scale())
     second = replace(
-        act(
-            replace(
-                scale(), accepted_at=30.0, phase_at={"done": 34.0}, actual={"ready_s": 4.0}
-            )
-        ),
+        act(replace(scale(), accepted_at=30.0, phase_at={"done": 34.0}, actual={"ready_s": 4.0})),
         before=Window(20.0, 30.0),
         after=Window(34.0, 40.0),
     )
