@@ -12,9 +12,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import TypeVar
 
 from ...core.errors import DeadlineError
 
+T = TypeVar("T")
 Piece = Callable[[], None]
 
 #: Idle priority is left when the pieces are not done by then. Chosen: well above what they take on
@@ -36,6 +39,23 @@ def run_gently(work: "Work", deadline_s: float, escalate_s: float = ESCALATE_S) 
             raise DeadlineError(f"preparing did not end within {deadline_s:.1f} s")
     work.wait_quiet()
     work.raise_error()
+
+
+def beside(task: Callable[[], T], name: str) -> "Future[T]":
+    """Run a task that mostly waits on a thread of its own, at normal priority.
+
+    For meetings: gloo's threads inherit from the one that forms a group.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(task())
+        except BaseException as error:  # handed to whoever waits
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 class Work:

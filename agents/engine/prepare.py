@@ -12,10 +12,10 @@ heavy work runs gently; `cancel` may come from any thread.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -33,7 +33,7 @@ from .context import WorkerContext
 from .creation import load_new
 from .dispatch import DistributedMoe, exchange_bytes_max
 from .engine import Engine
-from .gently import ESCALATE_S, Piece, Work, run_gently
+from .gently import ESCALATE_S, Piece, Work, beside, run_gently
 from .kv_room import KvRoom
 from .loading import loading_name
 from .schedule import Limits
@@ -41,8 +41,6 @@ from .shadow import Shadow
 from .sources import Sources
 from .transfer import Transfer
 from .warm_up import warm_up
-
-T = TypeVar("T")
 
 #: The least time a preparation gets, when clocks disagree about the record's deadline.
 DEADLINE_S_MIN = 5.0
@@ -183,8 +181,8 @@ class Preparation:
         until = started + deadline_s
         self.hmm = self.context.connect(f"epoch {self.record.new.epoch}")
         self._sources = Sources(self.context, self.hmm, self.record)
-        group = self._meet(lambda: self._form_group(deadline_s))
-        transfer = self._meet(lambda: self._join_transfer(deadline_s))
+        group = beside(lambda: self._form_group(deadline_s), "meet")
+        transfer = beside(lambda: self._join_transfer(deadline_s), "meet")
         try:
             self._reserve()
             self._work = Work(self._pieces(transfer))
@@ -204,19 +202,6 @@ class Preparation:
         finally:
             self._settle(group, transfer)
         self._note_figures(started, copied)
-
-    def _meet(self, form_it: Callable[[], T]) -> "Future[T]":
-        """Form a group on a thread of its own: mostly waiting; gloo's threads inherit from it."""
-        future: Future[T] = Future()
-
-        def meet() -> None:
-            try:
-                future.set_result(form_it())
-            except BaseException as error:  # handed to whoever waits for the group
-                future.set_exception(error)
-
-        threading.Thread(target=meet, name="meet", daemon=True).start()
-        return future
 
     def _settle(self, group: "Future[Any]", transfer: "Future[Any]") -> None:
         """Wait for the meetings, so that what they made is known to `forfeit`."""
