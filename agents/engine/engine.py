@@ -18,7 +18,7 @@ from .incoming import Incoming
 from .kv import BlockAllocator, KvPool
 from .model import ForwardPass
 from .moe import MoeRunner
-from .progress import Sequence
+from .progress import Sequence, blocks_to_finish
 from .request import DoneOut, DoneReason, Request, StepResult
 from .sampling import Draw, draw
 from .schedule import EngineRefused, Limits, Scheduler, StepPlan
@@ -162,7 +162,7 @@ class Engine:
 
     def kv_blocks_to_finish(self) -> int:
         """The most KV blocks that the requests here can come to hold."""
-        return self.scheduler.blocks_to_finish()
+        return blocks_to_finish(self.scheduler.sequences.values(), self.scheduler.limits)
 
     def grow_kv(self, blocks: int) -> None:
         """`blocks` more KV blocks are mapped now."""

@@ -6,6 +6,7 @@ keys by which blocks of equal content are found. No decision is made here.
 
 import hashlib
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -108,3 +109,10 @@ def with_lanes(table_LW: np.ndarray, lanes: int) -> np.ndarray:
     kept = min(lanes, len(table_LW))
     table[:kept] = table_LW[:kept]
     return table
+
+
+def blocks_to_finish(sequences: Iterable[Sequence], limits: Limits) -> int:
+    """KV blocks that all of them would hold at their ends, none of them shared."""
+    requests = (sequence.request for sequence in sequences)
+    lengths = (min(len(r.prompt_ids) + r.max_tokens, limits.max_context) for r in requests)
+    return sum(-(-length // limits.block_tokens) for length in lengths)

@@ -139,9 +139,9 @@ class Scheduler:
         return len(self._waiting)
 
     @property
-    def request_ids(self) -> tuple[str, ...]:
-        """Every request that is not done."""
-        return tuple(self._by_id)
+    def sequences(self) -> dict[str, Sequence]:
+        """Every request that is not done, by its id."""
+        return dict(self._by_id)
 
     def drain_dones(self) -> tuple[DoneOut, ...]:
         """Ends that no step reported: cancellations, and replays that had nothing left to do."""
@@ -301,17 +301,6 @@ class Scheduler:
             sequence.blocks = [moved.get(block, block) for block in sequence.blocks]
             self.table_LW[sequence.lane, : len(sequence.blocks)] = sequence.blocks
         return moved
-
-    def blocks_to_finish(self) -> int:
-        """Blocks that all requests would hold at their ends, none of them shared."""
-        lengths = (
-            min(
-                len(sequence.request.prompt_ids) + sequence.request.max_tokens,
-                self.limits.max_context,
-            )
-            for sequence in self._by_id.values()
-        )
-        return sum(self._blocks_for(length) for length in lengths)
 
     def end_unplaceable(self) -> None:
         """After a shrink: end waiting requests whose tokens no longer fit the whole pool."""

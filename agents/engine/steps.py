@@ -334,7 +334,7 @@ class StepLoop:
         submits, _ = self.inbox.take()
         dones = [DoneOut(request.id, DoneReason.MOVED) for request in submits]
         if self.engine is not None:
-            for request_id in set(self.engine.scheduler.request_ids) - going:
+            for request_id in set(self.engine.scheduler.sequences) - going:
                 self.engine.cancel(request_id, DoneReason.MOVED)
             dones += self.engine.drain_dones()
         self.publish(StepResult((), tuple(dones)))

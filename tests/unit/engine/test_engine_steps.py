@@ -146,7 +146,7 @@ def test_cancelling_ends_a_request_within_a_step(parts, engine):
 def test_a_leaving_rank_hands_every_request_back_as_moved(parts, engine):
     submit_all(engine)
     engine.run(engine.plan(), parts[1])
-    for request_id in engine.scheduler.request_ids:
+    for request_id in engine.scheduler.sequences:
         engine.cancel(request_id, "moved")
     assert {done.reason for done in engine.drain_dones()} == {"moved"}
     assert not engine.has_work
