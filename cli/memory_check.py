@@ -60,12 +60,14 @@ def table_lines(check: dict[str, Any]) -> list[str]:
 def _compared(
     fleet: "FleetView", model: "ModelView", measured: "Sequence[Measured]"
 ) -> "list[Compared]":
+    from ..core.checkpoint import read_config
+    from ..core.dtypes import bytes_held, checkpoint_dtype
     from ..core.spec import model_spec_from_plain
     from ..placement.layouts import Layout
     from ..placement.memory_check import compare
     from ..placement.memory_terms import Demand
     from ..placement.own_memory import OwnLimits, own_terms
-    from ..placement.quantities import PRECISIONS
+    from ..placement.quantities import held_precision
     from . import catalogue
 
     assert model.placement is not None
@@ -73,8 +75,10 @@ def _compared(
     _, shape = catalogue.find_shape(spec.source.path)
     nodes = [device.node for device in model.placement.ranks]
     kinds = {d.kind for n in fleet.nodes for d in n.devices if n.name in nodes}
-    is_wide = spec.engine.dtype == "float32" or (spec.engine.dtype == "auto" and "cpu" in kinds)
-    precision = PRECISIONS["float32" if is_wide else "bf16"]
+    checkpoint = checkpoint_dtype(read_config(Path(spec.source.path)))
+    precision = held_precision(
+        *bytes_held(spec.engine.dtype, spec.precision, checkpoint, is_cpu="cpu" in kinds)
+    )
     limits = OwnLimits(
         spec.engine.max_batch_tokens,
         spec.engine.max_requests,

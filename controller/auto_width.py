@@ -31,7 +31,7 @@ from ..placement.auto import (
 from ..placement.constants import Constants
 from ..placement.devices import choose_ranks
 from ..placement.families import read_shape
-from ..placement.quantities import PRECISIONS
+from ..placement.quantities import held_precision
 from . import planning
 from .config import Limits
 from .hardware import hardware_of
@@ -190,14 +190,14 @@ def _question(
     hardware = hardware_of(ranks, devices, scene.snapshot)
     if isinstance(hardware, Infeasible):
         return hardware
-    element = planning.element_bytes(spec, devices)
-    room = _room(spec, known, element)
+    expert, other = planning.element_bytes(spec, known, devices)
+    room = _room(spec, known, other)
     if isinstance(room, Infeasible):
         return room
     lengths = _lengths(spec, known)
     return AutoQuestion(
         shape=shape,
-        precision=PRECISIONS["float32" if element == 4 else "bf16"],
+        precision=held_precision(expert, other),
         hardware=hardware,
         input_tokens=lengths[0],
         output_tokens=lengths[1],

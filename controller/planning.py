@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..core.dtypes import BFLOAT16, DTYPE_BYTES, FLOAT32, expert_dtype
+from ..core.dtypes import bytes_held
 from ..core.facts import ModelFacts
 from ..core.plan import (
     DeviceId,
@@ -134,16 +134,9 @@ def demand_of(
 def element_bytes(
     spec: ModelSpec, facts: ModelFacts, devices: Mapping[DeviceId, DeviceRecord]
 ) -> tuple[int, int]:
-    """Bytes of an element of a routed expert, and of any other weight.
-
-    A cpu computes in float32 and may keep experts in bfloat16; others hold all in one type.
-    """
-    asked = spec.engine.dtype
-    if any(device.kind == "cpu" for device in devices.values()):
-        experts = expert_dtype(asked, spec.precision, facts.dtype)
-        return DTYPE_BYTES[experts], DTYPE_BYTES[FLOAT32]
-    whole = DTYPE_BYTES[BFLOAT16 if asked == "auto" else asked]
-    return whole, whole
+    """See `core.dtypes.bytes_held`."""
+    is_cpu = any(device.kind == "cpu" for device in devices.values())
+    return bytes_held(spec.engine.dtype, spec.precision, facts.dtype, is_cpu=is_cpu)
 
 
 def _nothing(old: Placement | None) -> Demand:

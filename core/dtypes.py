@@ -33,3 +33,14 @@ def expert_dtype(asked: str, precision: str, checkpoint: str) -> str:
         return asked
     keeps = precision == "reproducible" and checkpoint == BFLOAT16
     return BFLOAT16 if keeps else FLOAT32
+
+
+def bytes_held(asked: str, precision: str, checkpoint: str, *, is_cpu: bool) -> tuple[int, int]:
+    """Bytes of an element of a routed expert, and of any other weight.
+
+    A cpu computes in float32 and may keep experts in bfloat16; others hold all in one type.
+    """
+    if is_cpu:
+        return DTYPE_BYTES[expert_dtype(asked, precision, checkpoint)], DTYPE_BYTES[FLOAT32]
+    whole = DTYPE_BYTES[BFLOAT16 if asked == "auto" else asked]
+    return whole, whole

@@ -26,6 +26,8 @@ class Precision:
 
 PRECISIONS = {
     "float32": Precision("float32", 4, 4, 4, "bf16", "bf16", 4),
+    # What a cpu device holds when it keeps experts narrow: it computes in float32 all the same.
+    "bf16-experts": Precision("bf16-experts", 4, 2, 4, "bf16", "bf16", 4),
     "bf16": Precision("bf16", 2, 2, 2, "bf16", "bf16"),
     "fp8": Precision("fp8", 1, 1, 2, "fp8", "fp8"),
     "fp8_block": Precision("fp8_block", FP8_BLOCK_BYTES, FP8_BLOCK_BYTES, 2, "fp8", "fp8"),
@@ -33,6 +35,13 @@ PRECISIONS = {
     "nvfp4-experts": Precision("nvfp4-experts", 2, FP4_BYTES, 2, "bf16", "fp4"),
     "mxfp4-experts": Precision("mxfp4-experts", 2, MXFP4_BYTES, 2, "bf16", "fp4"),
 }
+
+
+def held_precision(expert_bytes: int, other_bytes: int) -> Precision:
+    """How our own workers hold a model: bytes of an element of an expert, and of all else."""
+    if expert_bytes != other_bytes:
+        return PRECISIONS["bf16-experts"]
+    return PRECISIONS["float32" if other_bytes == 4 else "bf16"]
 
 
 def with_kv(precision: Precision, kv_bytes: float) -> Precision:
