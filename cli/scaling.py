@@ -80,10 +80,14 @@ def auto_lines(answer: Mapping[str, Any]) -> list[str]:
 
 
 def is_settled(fleet: FleetView, answer: Mapping[str, Any]) -> bool:
-    """Whether an accepted scale asks for what is there: then there is no transition to wait for."""
+    """Whether an accepted scale asks for what is there: then there is no transition to wait for.
+
+    An answer with a plan has work ahead, also when somebody else asked for it first and the loop
+    has not begun.
+    """
     model = fleet.model(str(answer.get("model")))
-    is_there = answer.get("unchanged") or answer.get("settled")
-    return bool(is_there) and (model is None or model.active is None)
+    is_there = bool(answer.get("unchanged") or answer.get("settled")) and not answer.get("plan")
+    return is_there and (model is None or model.active is None)
 
 
 def tell_phases(progress: Progress) -> Callable[[TransitionView], None]:
