@@ -22,8 +22,8 @@ from ..core.plan import Infeasible, Phase, TransitionPlan
 from ..core.records import SpecRecord
 from ..core.spec import AUTO, LIVE_SETTINGS, ClusterSpec, ModelSpec, spec_from_plain
 from ..core.spec import to_plain as spec_to_plain
-from . import admission, attempts, lifecycle, ownership, planning
-from .admission import Ground, plan_of_record, plan_view
+from . import admission, attempts, lifecycle, ownership, planning, repeats
+from .admission import Ground, plan_view
 from .decision import Cause, Change, Draft
 from .observe import Seen
 from .ownership import Writer
@@ -205,11 +205,11 @@ def decide_scale(
     if seen is None:
         raise admission.unknown_model(model, ground)
     spec = planning.spec_of(seen.value)
+    known = repeats.scaled(model, caller.operation_id, ground)
+    if known is not None:  # before the width is read: "-1" would be one less than it led to
+        return Accepted(known)
     known_width = admission.wanted(model, spec, ground).width
     declared = AUTO if str(experts).strip() == AUTO else parse_width(experts, known_width)
-    known = _same_operation(model, caller, ground)
-    if known is not None:
-        return Accepted(known)
     if expected_generation not in (None, seen.value.generation):
         raise ownership.stale(seen.value, expected_generation or 0)
     changed = _widened(spec, declared)
@@ -274,30 +274,6 @@ def parse_width(experts: str, now: int) -> int:
 def _widened(spec: ModelSpec, width: int | Literal["auto"]) -> ModelSpec:
     parallelism = spec.parallelism.model_copy(update={"experts": width})
     return spec.model_copy(update={"parallelism": parallelism})
-
-
-def _same_operation(model: str, caller: Caller, ground: Ground) -> dict[str, Any] | None:
-    """What became of an operation id that was used before; None when it is new."""
-    seen = ground.snapshot.transitions.get(caller.operation_id)
-    spec = ground.snapshot.model_spec(model)
-    if seen is not None and seen.value.model != model:
-        raise ConflictError(
-            f"operation {caller.operation_id} belongs to model {seen.value.model}",
-            next_step="use a new operation_id for every intent",
-        )
-    is_last = spec is not None and spec.value.operation_id == caller.operation_id
-    if seen is None and not is_last:
-        return None
-    body: dict[str, Any] = {
-        "model": model,
-        "operation_id": caller.operation_id,
-        "generation": seen.value.generation if seen else spec.value.generation if spec else 0,
-        "unchanged": True,
-    }
-    if seen is not None:
-        body |= {"to_width": seen.value.new.width, "phase": str(seen.value.phase)}
-        body["plan"] = plan_of_record(seen.value)
-    return body
 
 
 def _next_record(
