@@ -24,11 +24,12 @@ from ..core.spec import AUTO, LIVE_SETTINGS, ClusterSpec, ModelSpec, spec_from_p
 from ..core.spec import to_plain as spec_to_plain
 from . import admission, attempts, lifecycle, ownership, planning, repeats
 from .admission import Ground, plan_view
+from .auto_width import AUTO_PREFIX
 from .decision import Cause, Change, Draft
 from .observe import Seen
 from .ownership import Writer
 
-OPERATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 RELATIVE = re.compile(r"[+-]?\d{1,9}")
 WIDTH = "parallelism.experts"
 # Parts of a Model spec that workers read once, at their start; of `engine` all but LIVE_SETTINGS.
@@ -52,10 +53,16 @@ class Caller:
         return self.writer or Writer(self.name)
 
     def __post_init__(self) -> None:
-        if not OPERATION_ID.fullmatch(self.operation_id):
+        if not NAME.fullmatch(self.operation_id):
             raise UsageError(
                 f"operation_id {self.operation_id!r} is not usable",
                 next_step="use 1 to 63 letters, digits, '.', '_' or '-'",
+            )
+        if self.operation_id.startswith(AUTO_PREFIX):  # its failures would not count as attempts
+            raise UsageError(
+                f"operation_id {self.operation_id!r}: {AUTO_PREFIX}... are the ids of changes that"
+                " nobody asked for",
+                next_step="use another id, such as scale-1",
             )
 
 
@@ -86,7 +93,7 @@ def parse_declarations(documents: Sequence[dict[str, Any]]) -> list[Declaration]
                 f"documents[{index}]: kind, name or spec is missing",
                 next_step="send {kind, name, spec} for every document",
             )
-        if not OPERATION_ID.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise UsageError(f"documents[{index}]: name {name!r} is not usable")
         parsed.append(Declaration(kind, name, spec_from_plain(kind, spec)))
     return sorted(parsed, key=lambda d: (d.kind != "Cluster", d.name))

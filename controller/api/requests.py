@@ -14,7 +14,10 @@ EXAMPLE_MODEL: JsonDict = {
 
 OperationId = Annotated[
     str | None,
-    Field(description="made up by the caller; sent twice it is carried out once", max_length=63),
+    Field(
+        description="made up by the caller, not auto-...; sent twice it is carried out once",
+        max_length=63,
+    ),
 ]
 DryRun = Annotated[bool, Field(description="answer as if, and write nothing")]
 Take = Annotated[bool, Field(description="take fields that gitops or the autoscaler owns")]

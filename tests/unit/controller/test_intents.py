@@ -246,3 +246,10 @@ def test_cancel_forfeits_a_prepare_and_is_idempotent(fleet) -> None:
 def test_operation_ids_are_checked(name) -> None:
     with pytest.raises(UsageError):
         intents.Caller("ann", NOW, name)
+
+
+def test_ids_of_the_controllers_own_changes_are_refused_but_such_names_are_not() -> None:
+    with pytest.raises(UsageError, match="nobody asked for"):
+        intents.Caller("ann", NOW, "auto-42")
+    assert intents.Caller("ann", NOW, "autumn-1").operation_id == "autumn-1"
+    assert declare(name="auto-chat").name == "auto-chat"
