@@ -5,7 +5,8 @@ Nothing here decides; it reads snapshots until one says yes, no, or the deadline
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ..core.errors import DeadlineError, MoectlError, UnplaceableError
 from .client import ApiClient
@@ -88,18 +89,61 @@ def wait_transition(
     seen: list[TransitionView] = []
 
     def check() -> bool:
-        transition = client.fleet().transition(operation_id)
-        if transition is None:
-            return False
-        seen[:] = [transition]
-        report(transition)
-        return transition.is_over
+        found = _look(client.fleet(), operation_id, report)
+        seen[:] = [found] if found else []
+        return found is not None and found.is_over
 
     wait_until(f"operation {operation_id}", deadline_s, check, poll_s=0.1)
-    if seen[0].phase == "forfeited":
+    return _served(seen[0])
+
+
+def wait_scaled(
+    client: ApiClient,
+    answer: Mapping[str, Any],
+    deadline_s: float,
+    report: Callable[[TransitionView], None],
+) -> TransitionView | None:
+    """Wait for what an accepted scale leads to; None when its width came under another id.
+
+    So it is when an operation with the same target ran already. Raises as `wait_transition` does,
+    and when the controller has said no to the scale.
+    """
+    operation_id, seen = str(answer["operation_id"]), list[TransitionView]()
+
+    def check() -> bool:
+        fleet = client.fleet()
+        found = _look(fleet, operation_id, report)
+        seen[:] = [found] if found else []
+        return found.is_over if found else _is_carried_out(fleet, answer)
+
+    wait_until(f"operation {operation_id}", deadline_s, check, poll_s=0.1)
+    return _served(seen[0]) if seen else None
+
+
+def _look(
+    fleet: FleetView, operation_id: str, report: Callable[[TransitionView], None]
+) -> TransitionView | None:
+    found = fleet.transition(operation_id)
+    if found is not None:
+        report(found)
+    return found
+
+
+def _is_carried_out(fleet: FleetView, answer: Mapping[str, Any]) -> bool:
+    """Whether the generation of an answer is over, with no transition that bears its id."""
+    model = fleet.model(str(answer["model"]))
+    if model is None:
+        raise MoectlError(f"model {answer['model']} is gone: somebody deleted it")
+    raise_if_hopeless(model)
+    seen = model.status.observed_generation if model.status else 0
+    return model.active is None and seen >= int(answer["generation"])
+
+
+def _served(ended: TransitionView) -> TransitionView:
+    if ended.phase == "forfeited":
         raise MoectlError(
-            f"operation {operation_id} was forfeited: {seen[0].reason or 'no reason given'}; "
-            f"{seen[0].model} serves on at width {seen[0].from_width}",
+            f"operation {ended.operation_id} was forfeited: {ended.reason or 'no reason given'}; "
+            f"{ended.model} serves on at width {ended.from_width}",
             next_step="`moectl get events` tells what failed; the operation can be repeated",
         )
-    return seen[0]
+    return ended

@@ -239,7 +239,8 @@ def decide_scale(
     is_there = placed is not None and placed.value.width == width and running is None
     is_said = spec.parallelism.experts == declared
     if (running is not None and is_said) or (is_there and is_said):
-        body |= {"operation_id": seen.value.operation_id, "unchanged": True}
+        operation = running.operation_id if running else seen.value.operation_id
+        body |= {"operation_id": operation, "unchanged": True}
         return _take_over(body, seen, ground, caller)
     record = _next_record("Model", model, spec_to_plain(changed), seen, caller)
     body |= {"operation_id": record.operation_id, "generation": record.generation}

@@ -180,20 +180,23 @@ def _aimed_at(name: str, spec: SpecRecord, snapshot: Snapshot) -> int | None:
 
 
 def accepted(operation_id: str, snapshot: Snapshot, limits: Limits) -> dict[str, Any] | None:
-    """An intent that was accepted and not begun, in the form of a transition; None: unknown."""
+    """An intent without a transition of its own, in the form of one; None: unknown."""
     for (kind, name), seen in snapshot.specs.items():
         spec = seen.value
         if kind != "Model" or spec.operation_id != operation_id:
             continue
         width = _aimed_at(name, spec, snapshot)
-        if width is not None and is_settled(name, spec, width, snapshot, limits):
-            return None  # it asked for what was there: there never was anything to carry out
         placed = snapshot.placements.get(name)
+        is_over = width is not None and is_settled(name, spec, width, snapshot, limits)
+        if is_over and (placed is None or placed.value.width != width):
+            return None  # it failed, and what is known of that is gone
+        # Over without a transition of its own: what it asked for was there, or came under
+        # another id. Whoever waits for this one is told so.
         return {
             "operation_id": operation_id,
             "model": name,
             "kind": str(TransitionKind.SCALE if placed else TransitionKind.CREATE),
-            "phase": ACCEPTED,
+            "phase": str(Phase.DONE) if is_over else ACCEPTED,
             "generation": spec.generation,
             "accepted_at": spec.changed_at,
             "from_width": placed.value.width if placed else 0,
@@ -201,7 +204,7 @@ def accepted(operation_id: str, snapshot: Snapshot, limits: Limits) -> dict[str,
             "phase_at": {},
             "deadline_at": 0.0,
             "prediction": {},
-            "final": False,
+            "final": is_over,
         }
     return None
 

@@ -106,8 +106,10 @@ def _scale(model: str, experts: str, choices: Choices) -> None:
             if choices.output != "text":
                 print_data(answer, choices.output)
             return
-        ended = _follow(client, str(answer["operation_id"]), choices.timeout)
-        if choices.output == "text":
+        ended = _follow(client, answer, choices.timeout)
+        if ended is None:
+            _tell_there(client, answer, choices.output)
+        elif choices.output == "text":
             _print(summary_lines(ended))
         else:
             from ...core.records import to_plain
@@ -115,19 +117,32 @@ def _scale(model: str, experts: str, choices: Choices) -> None:
             print_data(to_plain(ended) | {"plan": plan}, choices.output)
 
 
-def _follow(client: Any, operation_id: str, timeout: float) -> "TransitionView":
+def _follow(client: Any, answer: dict[str, Any], timeout: float) -> "TransitionView | None":
     """Show the phases until the end; Ctrl-C leaves the operation running, and says so."""
     from ..progress import open_progress
     from ..scaling import tell_phases
-    from ..waiting import wait_transition
+    from ..waiting import wait_scaled
 
     try:
         with open_progress() as progress:
-            return wait_transition(client, operation_id, timeout, tell_phases(progress))
+            return wait_scaled(client, answer, timeout, tell_phases(progress))
     except KeyboardInterrupt:
+        operation_id = answer["operation_id"]
         text = f"the change goes on; `moectl get transitions {operation_id}` shows how far it is"
         print(text, file=sys.stderr)
         raise
+
+
+def _tell_there(client: Any, answer: dict[str, Any], output: str) -> None:
+    """The width came under another operation's id: say where the model is now."""
+    from ..render import print_data
+
+    found = client.fleet().model(str(answer["model"]))
+    width = len(found.placement.ranks) if found and found.placement else 0
+    if output != "text":
+        print_data(answer | {"settled": True, "width": width}, output)
+        return
+    print(f"{answer['model']} is spread over {width} devices; another operation took it there")
 
 
 def _print(lines: list[str]) -> None:

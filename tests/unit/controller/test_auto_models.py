@@ -219,3 +219,13 @@ def test_an_accelerator_without_a_sheet_is_refused_and_not_guessed(auto) -> None
         decide_apply(wanted, Ground(auto.snapshot, auto.facts), Caller("me", NOW, "op-9"))
     assert "names no data sheet" in refusal.value.reasons[0]
     assert "sheet: h100" in refusal.value.next_step
+
+
+def test_asking_for_auto_while_it_grows_names_the_operation_that_runs(auto) -> None:
+    auto.place(2)
+    settle(auto)
+    auto.begin(4, operation_id="auto-chat-e2")
+    accepted = decide_scale(
+        "chat", "auto", Ground(auto.snapshot, auto.facts), Caller("ann", NOW, "op-9")
+    )
+    assert (accepted.body["operation_id"], accepted.body["unchanged"]) == ("auto-chat-e2", True)

@@ -81,7 +81,9 @@ def test_a_record_too_large_for_the_store_leaves_out_what_stays(fleet) -> None:
 def test_an_operation_is_known_from_the_moment_it_is_accepted(fleet) -> None:
     fleet.declare(2)
     fleet.place(2)
-    assert views.accepted("op-1", fleet.snapshot, fleet.limits) is None  # carried out long ago
+    assert views.accepted("op-0", fleet.snapshot, fleet.limits) is None
+    there = views.accepted("op-1", fleet.snapshot, fleet.limits)
+    assert (there["phase"], there["final"], there["to_width"]) == ("done", True, 2)
     fleet.declare(4, generation=2)
     shown = views.accepted("op-2", fleet.snapshot, fleet.limits)
     assert (shown["phase"], shown["from_width"], shown["to_width"]) == ("accepted", 2, 4)
