@@ -11,12 +11,11 @@ from typing import Any
 from ..core.plan import Phase, TransitionKind
 from ..core.records import SpecRecord, TransitionRecord
 from ..core.spec import LIVE_SETTINGS, EngineSpec
-from .auto_width import AUTO_PREFIX
+from .auto_width import AUTO_PREFIX, COMMITTED
 from .config import Limits
 from .decision import RETRYABLE, cause_of
 from .observe import Snapshot
 
-COMMITTED = (Phase.COMMIT, Phase.RETIRE, Phase.DONE)
 GENERATION_KINDS = (TransitionKind.CREATE, TransitionKind.SCALE)
 
 

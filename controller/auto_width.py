@@ -41,6 +41,7 @@ from .observe import Snapshot
 AUTO_PREFIX = "auto-"  # operations that nobody asked for by id
 EVERY_WIDTH_TO = 64  # all widths up to here, then whole nodes of eight
 WIDTHS_MAX = 512
+COMMITTED = (Phase.COMMIT, Phase.RETIRE, Phase.DONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,8 @@ def _devices(
     # Its own devices count even while their node is silent: whether they are lost is for the
     # heal to find out, and until then the choice stays what it was.
     held = {d: r for d, r in planning.declared_devices(snapshot).items() if d in old.ranks}
+    if _is_asked(model, snapshot):
+        return held | live, None  # the answer promised a width: it is not taken back
     own = {device.node for device in old.ranks}
     ready_at = {
         name: node.started_at + limits.auto_settle_s
@@ -115,6 +118,20 @@ def _devices(
     waiting = [at for at in ready_at.values() if at > now]
     counted = {d: r for d, r in live.items() if ready_at.get(d.node, now) <= now}
     return held | counted, min(waiting, default=None)
+
+
+def _is_asked(model: str, snapshot: Snapshot) -> bool:
+    """Whether somebody changed the spec of a running model and the loop has not acted on it.
+
+    What it did for this generation is in the journal before the status says so.
+    """
+    spec, seen = snapshot.model_spec(model), snapshot.status.get(model)
+    if spec is None or seen is None:
+        return False
+    generation = spec.value.generation
+    return seen.value.observed_generation < generation and not any(
+        t.generation == generation and t.phase in COMMITTED for t in snapshot.history(model)
+    )
 
 
 def _rests_until(model: str, scene: Scene) -> float:

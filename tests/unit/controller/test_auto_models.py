@@ -229,3 +229,29 @@ def test_asking_for_auto_while_it_grows_names_the_operation_that_runs(auto) -> N
         "chat", "auto", Ground(auto.snapshot, auto.facts), Caller("ann", NOW, "op-9")
     )
     assert (accepted.body["operation_id"], accepted.body["unchanged"]) == ("auto-chat-e2", True)
+
+
+def test_a_person_who_asks_for_auto_gets_the_width_that_the_answer_promised(auto) -> None:
+    auto.lose_node("n2")
+    declare(auto, parallelism={"experts": 2})
+    auto.place(2)
+    settle(auto)
+    auto.add_node("n2")  # its agent started at NOW
+    accepted = decide_scale(
+        "chat", "auto", Ground(auto.snapshot, auto.facts), Caller("ann", NOW + 1, "op-2")
+    )
+    assert accepted.body["to_width"] == 4
+    declare(auto, generation=2)
+    record = started(auto, NOW + 1)
+    assert record is not None and (record.operation_id, record.new.width) == ("op-2", 4)
+
+
+def test_a_node_that_joins_while_the_answer_is_carried_out_still_has_to_stay(auto) -> None:
+    auto.lose_node("n2")
+    auto.place(2)
+    settle(auto)
+    declare(auto, generation=2)
+    auto.begin(2, Phase.DONE)
+    auto.parts["active"].clear()
+    auto.add_node("n2")  # its agent started at NOW, and the status still says generation 1
+    assert started(auto, NOW + 1) is None
