@@ -124,7 +124,8 @@ def decide_apply(
 ) -> Accepted:
     """Declare one document; `unchanged` when it says what is already there."""
     seen = ground.snapshot.specs.get((wanted.kind, wanted.name))
-    if seen is not None and expected_generation not in (None, seen.value.generation):
+    is_stale = seen is not None and expected_generation not in (None, seen.value.generation)
+    if seen is not None and is_stale and seen.value.operation_id != caller.operation_id:
         raise ownership.stale(seen.value, expected_generation or 0)
     merged = ownership.merge(
         seen.value if seen else None, spec_to_plain(wanted.spec), caller.as_writer
@@ -132,7 +133,10 @@ def decide_apply(
     if merged.kept:  # what belongs to others stays, and is judged together with the rest
         wanted = Declaration(wanted.kind, wanted.name, spec_from_plain(wanted.kind, merged.spec))
     plain = merged.spec
-    has_failed = _has_failed(wanted.name, seen, ground)  # then the same words are a new try
+    if seen is not None and is_stale and seen.value.spec != plain:
+        raise ownership.stale(seen.value, expected_generation or 0)
+    # Words that failed for good are a new try; those that outdated their own If-Match are not.
+    has_failed = not is_stale and _has_failed(wanted.name, seen, ground)
     if seen is not None and seen.value.spec == plain and not has_failed:
         said = _applied(wanted, seen.value, "unchanged") | _kept(merged.kept)
         return Accepted(said | _auto_now(wanted, ground))

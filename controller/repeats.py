@@ -12,7 +12,6 @@ from ..core.plan import TransitionPlan
 from ..core.records import SpecRecord
 from . import admission, planning
 from .admission import Ground, plan_of_record, plan_view
-from .observe import Seen
 
 
 def scaled(model: str, operation_id: str, ground: Ground) -> dict[str, Any] | None:
@@ -43,8 +42,3 @@ def _ahead(model: str, record: SpecRecord, ground: Ground) -> dict[str, Any]:
     except (UnplaceableError, RefusedError):
         return told  # it was accepted, and waits for what is missing by now
     return told | ({"plan": plan_view(plan)} if isinstance(plan, TransitionPlan) else {})
-
-
-def is_applied(seen: Seen[SpecRecord] | None, operation_id: str, plain: dict[str, Any]) -> bool:
-    """Whether this operation has declared these words already."""
-    return seen is not None and seen.value.operation_id == operation_id and seen.value.spec == plain
