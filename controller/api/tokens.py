@@ -39,18 +39,21 @@ async def create_token(
     """Make a token. Its text is in this answer and nowhere else."""
     caller = caller_of(request, token)
     text = PREFIX + secrets.token_urlsafe(ENTROPY_BYTES)
-    record = TokenRecord(body.name, body.role, body.tenant, caller.now)
+    record, digest = TokenRecord(body.name, body.role, body.tenant, caller.now), digest_of(text)
+    told = to_plain(record) | {"id": digest[:12]}
 
     def decide(ground: Ground) -> Accepted:
+        if digest in ground.snapshot.tokens:  # it landed, and nobody was told
+            return Accepted(told)
         if any(seen.value.name == body.name for seen in ground.snapshot.tokens.values()):
             raise ConflictError(
                 f"a token named {body.name!r} is there", next_step="revoke it, or use another name"
             )
         draft = Draft(f"token/{body.name}", "TokenCreated")
-        draft.guard(ground.snapshot.keys.token(digest_of(text)), 0)
-        draft.put(ground.snapshot.keys.token(digest_of(text)), record)
+        draft.guard(ground.snapshot.keys.token(digest), 0)
+        draft.put(ground.snapshot.keys.token(digest), record)
         draft.tell(caller.now, "info", f"role {body.role}, tenant {body.tenant}, by {token.name}")
-        return Accepted(to_plain(record) | {"id": digest_of(text)[:12]}, draft.done())
+        return Accepted(told, draft.done())
 
     accepted = await services.carry_out(decide)
     return accepted.body | {"token": text}

@@ -1,9 +1,12 @@
 """An intent that is decided again, by a client or after a lost answer, stays what it was."""
 
+import httpx
 import pytest
 
 from moectl.controller import intents
 from moectl.controller.admission import Ground
+from moectl.controller.api.app import create_app
+from moectl.core.errors import ConflictError, StoreAmbiguousError
 from moectl.core.plan import Phase
 from moectl.core.records import ModelStatus, SpecRecord, from_json
 
@@ -54,3 +57,58 @@ def test_a_repeat_that_waits_for_devices_is_still_known(fleet) -> None:
     fleet.lose_node("n2")
     again = intents.decide_scale("chat", "4", ground(fleet), caller())
     assert (again.body["operation_id"], again.body["to_width"]) == ("op-9", 4)
+
+
+def declared(kv: str):
+    spec = {
+        "source": {"path": "/models/chat"},
+        "parallelism": {"experts": 3},
+        "memory": {"kvPerDevice": kv},
+    }
+    (document,) = intents.parse_declarations([{"kind": "Model", "name": "chat", "spec": spec}])
+    return document
+
+
+def test_an_apply_that_landed_did_not_make_its_own_expectation_stale(fleet) -> None:
+    ready(fleet, 2)
+    land(fleet, intents.decide_apply(declared("1MiB"), ground(fleet), caller(), 1))
+    again = intents.decide_apply(declared("1MiB"), ground(fleet), caller(), 1)
+    assert (again.body["action"], again.body["operation_id"], again.change) == (
+        "unchanged",
+        "op-9",
+        None,
+    )
+    for document, who in ((declared("1MiB"), caller("op-10")), (declared("2MiB"), caller())):
+        with pytest.raises(ConflictError, match="generation is 2, not 1"):
+            intents.decide_apply(document, ground(fleet), who, 1)
+
+
+class LosesAnswers:
+    """A committer whose first write happens while its answer is lost."""
+
+    def __init__(self, real) -> None:
+        self._real, self.lost = real, 0
+
+    async def commit(self, change, fence=()):
+        result = await self._real.commit(change, fence)
+        if not self.lost:
+            self.lost += 1
+            raise StoreAmbiguousError("no answer")
+        return result
+
+
+def client_of(services) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
+    headers = {"Authorization": "Bearer secret-admin"}
+    return httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers)
+
+
+async def test_a_token_whose_write_was_not_answered_is_still_told_its_text(calm_services) -> None:
+    calm_services.committer = losing = LosesAnswers(calm_services.committer)
+    async with client_of(calm_services) as client:
+        body = {"name": "ci", "role": "viewer"}
+        answer = await client.post("/v1/tokens", json=body)
+        assert (answer.status_code, losing.lost) == (201, 1)
+        headers = {"Authorization": f"Bearer {answer.json()['token']}"}
+        assert (await client.get("/v1/fleet", headers=headers)).status_code == 200
+        assert (await client.post("/v1/tokens", json=body)).status_code == 409
