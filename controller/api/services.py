@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.clock import Clock
-from ...core.errors import ConflictError, DeadlineError, StoreAmbiguousError
+from ...core.errors import ConflictError, DeadlineError, NotFoundError, StoreAmbiguousError
 from ...core.records import TokenRecord
 from .. import views
 from ..admission import Ground
@@ -68,13 +68,21 @@ class Services:
 
     async def carry_out(self, decide: Callable[[Ground], Accepted], *folders: str) -> Accepted:
         """Decide and commit until it holds; raises what `decide` raises, and StoreError."""
+        unanswered: Accepted | None = None
         for _ in range(TRIES_MAX):
-            accepted = decide(await self.ground(*folders))
+            ground = await self.ground(*folders)
+            try:
+                accepted = decide(ground)
+            except NotFoundError:
+                if unanswered is None or not (unanswered.change and unanswered.change.deletes):
+                    raise
+                return unanswered  # what it was to take away is gone: it landed
             if accepted.change is None:
                 return accepted
             try:
                 result = await self.committer.commit(accepted.change)
             except StoreAmbiguousError:
+                unanswered = accepted
                 await self.clock.sleep(AMBIGUOUS_WAIT_S)
                 continue  # what happened is in the next snapshot; operation ids make it safe
             await self.mirror.reach(result.revision, REACH_S)

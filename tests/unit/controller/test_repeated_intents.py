@@ -6,7 +6,8 @@ import pytest
 from moectl.controller import intents
 from moectl.controller.admission import Ground
 from moectl.controller.api.app import create_app
-from moectl.core.errors import ConflictError, StoreAmbiguousError
+from moectl.controller.decision import Draft
+from moectl.core.errors import ConflictError, NotFoundError, StoreAmbiguousError
 from moectl.core.plan import Phase
 from moectl.core.records import ModelStatus, SpecRecord, from_json
 
@@ -112,3 +113,33 @@ async def test_a_token_whose_write_was_not_answered_is_still_told_its_text(calm_
         headers = {"Authorization": f"Bearer {answer.json()['token']}"}
         assert (await client.get("/v1/fleet", headers=headers)).status_code == 200
         assert (await client.post("/v1/tokens", json=body)).status_code == 409
+
+
+async def test_what_was_taken_away_without_an_answer_is_not_called_unknown(calm_services) -> None:
+    async with client_of(calm_services) as client:
+        await client.post("/v1/tokens", json={"name": "ci", "role": "viewer"})
+        spec = {"nodes": [{"name": "n1", "devices": [{"id": "d0", "hbm": "64MiB"}]}]}
+        cluster = {"kind": "Cluster", "name": "c", "spec": spec}
+        await client.post("/v1/apply", json={"documents": [cluster]})
+        for path, action in (("tokens/ci", "revoked"), ("specs/Cluster/c", "deleted")):
+            real = calm_services.committer
+            calm_services.committer = losing = LosesAnswers(real)
+            answer = await client.delete(f"/v1/{path}")
+            calm_services.committer = real
+            assert (answer.status_code, losing.lost) == (200, 1)
+            assert answer.json()["action"] == action
+            assert (await client.delete(f"/v1/{path}")).status_code == 404
+
+
+async def test_a_write_whose_model_was_deleted_meanwhile_is_not_called_done(calm_services) -> None:
+    tried = intents.Accepted({}, Draft("model/chat", "ScaleAccepted").done())
+    answers = iter([tried])
+
+    def decide(_ground) -> intents.Accepted:
+        for accepted in answers:
+            return accepted
+        raise NotFoundError("no model 'chat' is declared")
+
+    calm_services.committer = LosesAnswers(calm_services.committer)
+    with pytest.raises(NotFoundError):
+        await calm_services.carry_out(decide)
