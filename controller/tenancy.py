@@ -10,6 +10,7 @@ from typing import Any
 
 from ..core.errors import ConflictError, NotFoundError
 from ..core.records import DeviceUsage, NodeStats, TokenRecord
+from . import masking
 from .auth import Role, role_of
 from .observe import Snapshot
 
@@ -29,7 +30,7 @@ def visible(snapshot: Snapshot, token: TokenRecord) -> Snapshot:
     hidden_operations = {
         key for key, seen in snapshot.transitions.items() if seen.value.model in hidden
     }
-    return dataclasses.replace(
+    shown = dataclasses.replace(
         snapshot,
         specs={k: v for k, v in snapshot.specs.items() if k[0] != "Model" or k[1] not in hidden},
         workers=_without(snapshot.workers, hidden),
@@ -42,6 +43,7 @@ def visible(snapshot: Snapshot, token: TokenRecord) -> Snapshot:
         events={k: e for k, e in snapshot.events.items() if _may_read(e.subject, hidden)},
         tokens={},
     )
+    return _masked(shown)
 
 
 def hidden_models(snapshot: Snapshot, token: TokenRecord) -> set[str]:
@@ -72,6 +74,28 @@ def require_name(name: str, snapshot: Snapshot, token: TokenRecord) -> None:
 
 def _without(items: Any, hidden: set[str]) -> dict[str, Any]:
     return {key: item for key, item in items.items() if key not in hidden}
+
+
+def _masked(shown: Snapshot) -> Snapshot:
+    """A snapshot whose texts name the pages of no models but those that are declared in it."""
+    own = {name for kind, name in shown.specs if kind == "Model"}
+
+    def each(items: Any, field: str) -> dict[Any, Any]:
+        return {key: masking.field(item, field, own) for key, item in items.items()}
+
+    def each_seen(items: Any, change: Any) -> dict[str, Any]:
+        return {
+            key: dataclasses.replace(seen, value=change(seen.value)) for key, seen in items.items()
+        }
+
+    return dataclasses.replace(
+        shown,
+        workers={model: each(workers, "message") for model, workers in shown.workers.items()},
+        transitions=each_seen(shown.transitions, lambda t: masking.field(t, "reason", own)),
+        acks={key: each(acks, "error") for key, acks in shown.acks.items()},
+        status=each_seen(shown.status, lambda record: masking.status(record, own)),
+        events=each(shown.events, "message"),
+    )
 
 
 def _model_of(subject: str) -> str:

@@ -15,6 +15,7 @@ from ..core.transitions import TERMINAL_PHASES
 from .attempts import is_settled
 from .config import Limits
 from .decision import RETRYABLE, cause_of
+from .masking import ANOTHER_TENANT
 from .observe import Snapshot
 from .ownership import notes_of
 from .planning import ATTEMPT_MARK, base_operation, declared_devices, spec_of
@@ -22,7 +23,6 @@ from .planning import ATTEMPT_MARK, base_operation, declared_devices, spec_of
 TRANSITIONS_SHOWN = 20
 EVENTS_SHOWN = 50
 ACCEPTED = "accepted"  # shown as the phase of an intent that the loop has not begun yet
-ANOTHER_TENANT = "another tenant"  # who holds what the viewer may not know more about
 # Steps and placements of a large model are megabytes: whoever polls must not pay for them.
 HIDDEN_FIELDS = frozenset({"steps", "model_spec", "old", "new"})
 TRANSITION_FIELDS = tuple(
