@@ -1,7 +1,8 @@
 """Does the memory model agree with the workers that run now? Behind `moectl describe memory`.
 
 Asks the controller for pages and counters, and the kernel of this machine for what each worker's
-process holds alone. Workers on other machines are compared by their pages only.
+process holds alone. Workers on other machines, and those of a fleet that a context names, are
+compared by their pages only.
 """
 
 import re
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import NotFoundError
+from ..core.paths import Home
 from ..core.units import format_bytes
+from . import contexts
 
 if TYPE_CHECKING:
     from ..placement.memory_check import Compared, Measured
@@ -97,12 +100,14 @@ def _measured(client: "ApiClient", fleet: "FleetView", model: "ModelView") -> "l
     assert model.placement is not None
     tokens = int(model.spec["engine"]["kvBlockTokens"])
     addresses = {node.name: node.address for node in fleet.nodes}
+    # The loopback addresses and process ids of a context's fleet are those of another machine.
+    is_ours = contexts.chosen(Home.from_environment()) is None
     found = []
     for device in model.placement.ranks:
         told = client.get(f"nodes/{device.node}/devices/{device.device}/pages")
         worker = next((w for w in model.workers if w.device == device), None)
         stats = next((s for s in model.stats if s.rank == worker.rank), None) if worker else None
-        is_here = addresses.get(device.node, "").startswith("127.")
+        is_here = is_ours and addresses.get(device.node, "").startswith("127.")
         own = process_parts(worker.pid) if worker is not None and is_here else None
         on_node = sum(each.node == device.node for each in model.placement.ranks)
         found.append(
