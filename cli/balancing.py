@@ -92,15 +92,27 @@ def _planned(tables: list[Floats], layout: Layout, wish: Wish) -> Slots:
     return plan.plan_layers(tables[0], layout, plan.thorough(layout, wish.shares)).slot_LR
 
 
+def _slots_there(current: Path, devices: int) -> list[Slots]:
+    """The placement of a file; RefusedError when it was made for another number of devices."""
+    try:
+        plain = json.loads(current.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RefusedError(f"{current}: missing") from error
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"{current}: no JSON: {error}") from error
+    rows = export.slots_of(plain, str(current))
+    made_for = plain.get("devices", devices) if isinstance(plain, dict) else devices
+    if made_for != devices:  # cut otherwise, every copy would seem to be where it is not
+        raise RefusedError(
+            f"{current}: made for {made_for} devices, --devices says {devices}",
+            next_step=f"add --devices {made_for}, or plan anew without --current",
+        )
+    return rows
+
+
 def _moved_a_little(tables: list[Floats], wish: Wish) -> Answer:
     assert wish.current is not None
-    try:
-        plain = json.loads(wish.current.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RefusedError(f"{wish.current}: missing") from error
-    except (OSError, ValueError) as error:
-        raise RefusedError(f"{wish.current}: no JSON: {error}") from error
-    rows = export.slots_of(plain, str(wish.current))
+    rows = _slots_there(wish.current, wish.layout.devices)
     if len(rows) != len(tables[0]):
         raise RefusedError(
             f"{wish.current}: {len(rows)} layers, the loads have {len(tables[0])} with experts"

@@ -126,6 +126,19 @@ def test_what_cannot_be_planned_is_refused(files: list[Path], tmp_path: Path) ->
         assert says in f"{done.exception.message} {done.exception.next_step}"
 
 
+def test_a_plan_is_not_moved_on_from_with_another_number_of_devices(
+    files: list[Path], tmp_path: Path
+) -> None:
+    """96 slots of a layer would also fit 16 and 32 devices, and mean other places."""
+    out = tmp_path / "plan.json"
+    run("balance", files[0], "--slots", 96, "--devices", 8, "--out", out)
+    words = ["balance", str(files[2]), "--current", str(out)]
+    done = CliRunner().invoke(build_app(), words)
+    assert isinstance(done.exception, RefusedError)
+    assert "made for 8 devices, --devices says 32" in done.exception.message
+    assert CliRunner().invoke(build_app(), [*words, "--devices", "8"]).exit_code == 0
+
+
 def test_a_bench_without_its_file_names_it(files: list[Path], tmp_path: Path) -> None:
     for options, says in (
         (BenchOptions(data=tmp_path), "decode_in1000out1000.json: missing"),
