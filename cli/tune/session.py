@@ -223,6 +223,8 @@ def run(subject: Subject, plan: Plan, engine: LiveEngine, progress: Progress) ->
     try:
         session.search()
         result = _conclude(session, subject, plan)
+        if result["patch"] is None and plan.patch.parent == plan.home:
+            plan.patch.unlink(missing_ok=True)  # of an earlier run, which this verdict replaces
         bench = Bench(engine, subject.spec, subject.folder, plan.home, plan.seed)
         beats = result["verdict"]["beats"]
         settings = result["settings"] if beats else plan.space.present
