@@ -132,7 +132,8 @@ def check_fits(asks: Sequence[Ask], context: int) -> None:
         if length > context:
             raise RefusedError(
                 f"request {number} of the workload needs {length} tokens; the context is {context}",
-                next_step="shorten --input and --output, or raise engine.maxContext in the spec",
+                next_step="shorten --load input=... and --load output=..., or the file's requests, "
+                "or raise engine.maxContext in the spec",
             )
 
 

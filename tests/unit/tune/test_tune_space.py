@@ -1,9 +1,12 @@
 """What may be tried: a space that `moectl apply` would refuse is refused before anything runs."""
 
+import re
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from moectl.cli.main import build_app
 from moectl.cli.tune.asking import Load, find_limits, parse_load
 from moectl.cli.tune.space import build_space, with_settings
 from moectl.cli.tune.workload import Shape, check_fits, digest, draw, read_jsonl
@@ -98,8 +101,14 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
 
 
 def test_a_request_longer_than_the_context_is_refused_before_anything_runs() -> None:
-    with pytest.raises(RefusedError, match="request 1 of the workload needs"):
+    with pytest.raises(RefusedError, match="request 1 of the workload needs") as caught:
         check_fits(draw(Shape(1, (60, 60), (9, 9)), 10), 64)
+    there = {
+        word for each in get_command(build_app()).commands["tune"].params for word in each.opts
+    }
+    assert set(re.findall(r"--[a-z]+", caught.value.next_step)) == {"--load"} <= there
+    keys = re.findall(r"--load ([a-z]+)=", caught.value.next_step)
+    assert parse_load([f"{key}=4:8" for key in keys], 1).shape.output_tokens == (4, 8)
 
 
 @pytest.mark.parametrize(
