@@ -34,7 +34,7 @@ def plan(
 
     Without a model it compares every declared model with its placement. With one it searches
     layouts; nothing is touched. A spec brings its fleet, lengths and limits along, unless you type
-    others; a Model that says `parallelism: auto` is answered with the width that auto would pick.
+    others; alone, a Model with `parallelism: auto` is answered with the width that auto would pick.
     Exit 4 names the limit that binds and the nearest change. A device is a name of the catalogue or
     a YAML file of yours.
 
@@ -55,7 +55,9 @@ def plan(
         return
     from .. import plan_words, planning
 
-    if file and not model and not fleet and _told_auto(file, output):
+    others = (model, fleet, lengths, limits, rate, constants, emit, draw)
+    is_file_alone = not any(others) and (precision, engine) == ("bf16", "any")
+    if is_file_alone and _told_auto(file, output):
         return
     words = plan_words.Words(model, file, lengths, limits, rate, precision, engine)
     planned = planning.ask(*plan_words.resolve(words, fleet, constants))

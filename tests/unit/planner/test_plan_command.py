@@ -191,6 +191,20 @@ def test_a_slower_memory_serves_less(tmp_path: Path) -> None:
     assert slow["requests_per_s"] < fast["requests_per_s"]
 
 
+@pytest.mark.parametrize("option", ["--draw", "--emit", "--slo", "--engine"])
+def test_options_beside_a_file_are_heeded_also_when_its_model_says_auto(
+    tmp_path: Path, option: str
+) -> None:
+    file = Path(spec(tmp_path, "{sheet: h100}", "{sheet: h100}"))
+    file.write_text(file.read_text().replace("{experts: 1}", "auto"))
+    drawn = tmp_path / "x.svg"
+    words = {"--draw": str(drawn), "--emit": "vllm", "--slo": "tpot=40ms", "--engine": "vllm"}
+    told = run("plan", "-f", str(file), option, words[option])
+    assert ("vllm serve" in told, "requests/s" in told) == (option == "--emit", option != "--emit")
+    assert drawn.exists() == (option == "--draw")
+    assert "nothing is running yet" in run("plan", "-f", str(file))
+
+
 def test_a_sheet_of_your_own_may_build_on_a_shipped_one(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("{sheet: h100, name: mine, hbm: 60GB, links: {rack: {devices: 16}}}")
