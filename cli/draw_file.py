@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.errors import UsageError
+from ..core.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     from ..placement.draw import Picture
@@ -13,13 +13,21 @@ POINTS_PER_PIXEL = 0.72  # at a hundred pixels an inch
 
 
 def write_drawing(file: Path, picture: "Picture", svg: str) -> None:
-    """Write a layout's drawing; raises UsageError on another ending than .svg and .png."""
-    if file.suffix == ".svg":
-        file.write_text(svg, encoding="utf-8")
-    elif file.suffix == ".png":
-        _write_png(file, picture)
-    else:
+    """Write a layout's drawing.
+
+    Raises UsageError on another ending than .svg and .png, RefusedError when it cannot be written.
+    """
+    if file.suffix not in (".svg", ".png"):
         raise UsageError(f"--draw {file}: not a picture", next_step="end it in .svg or .png")
+    try:
+        if file.suffix == ".svg":
+            file.write_text(svg, encoding="utf-8")
+        else:
+            _write_png(file, picture)
+    except OSError as error:
+        raise RefusedError(
+            f"--draw {file}: {error.strerror}", next_step="name a file in a folder that is there"
+        ) from error
 
 
 def _write_png(file: Path, picture: "Picture") -> None:

@@ -80,13 +80,19 @@ def _show(
     import json
     import sys
 
+    from ...core.errors import RefusedError
     from .. import balancing
 
     output, out = where
     plain = balancing.to_plain(planned, found)
     plain["scores_on"] = {name: balancing.scores(load, found) for name, load in unseen.items()}
     if out is not None:
-        out.write_text(json.dumps(plain) + "\n", encoding="utf-8")
+        try:
+            out.write_text(json.dumps(plain) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise RefusedError(
+                f"--out {out}: {error.strerror}", next_step="name a file in a folder that is there"
+            ) from error
         print(f"plan written to {out}", file=sys.stderr)
     if output == "json":
         print(json.dumps(plain, indent=2))

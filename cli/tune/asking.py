@@ -14,7 +14,7 @@ from ...core.paths import Home
 from ..bench.frame import core_count
 from ..interrupts import interruptible
 from ..progress import open_progress
-from . import session, study, workload
+from . import patch, session, study, workload
 from .measure import LiveEngine
 from .objective import Limits
 from .session import Plan, Subject
@@ -51,6 +51,8 @@ def carry_out(wish: Wish) -> dict[str, Any]:
     budget_s = _seconds(wish.budget, "--budget")
     load = parse_load(wish.load, wish.seed)
     home = (wish.study or Home.from_environment().root / "tune" / wish.model).expanduser().resolve()
+    if wish.out is not None:
+        patch.check_place(wish.out)
     with study.own_folder(home), open_progress() as progress, interruptible():
         if wish.new:
             study.forget(home)

@@ -5,10 +5,12 @@ path that is good from anywhere. It goes through the loader of specs before it i
 the controller would refuse is never handed to a person.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...core.errors import RefusedError
 from ...core.paths import write_private
 from .space import Settings, Value
 
@@ -43,9 +45,35 @@ def patch_text(document: Mapping[str, Any], evidence: Sequence[str]) -> str:
 
 
 def write_patch(path: Path, document: Mapping[str, Any], evidence: Sequence[str]) -> None:
-    """Write the patch for its owner's eyes: it names folders of this machine."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_private(path, patch_text(document, evidence))
+    """Write the patch for its owner's eyes: it names folders of this machine.
+
+    Raises RefusedError when the file cannot be written.
+    """
+    text = patch_text(document, evidence)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_private(path, text)
+    except OSError as error:
+        raise _not_there(path, error.strerror) from error
+
+
+def check_place(path: Path) -> None:
+    """Raise RefusedError when a patch could not be written there; asked before the long work."""
+    folder = path.absolute().parent
+    while not os.path.exists(folder):  # also where we may not look, which `Path.exists` raises on
+        folder = folder.parent
+    if not folder.is_dir():
+        raise _not_there(path, f"{folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _not_there(path, f"{folder} cannot be written to")
+    if path.is_dir():
+        raise _not_there(path, "that is a folder")
+
+
+def _not_there(path: Path, why: str | None) -> RefusedError:
+    return RefusedError(
+        f"the patch cannot be written to {path}: {why}", next_step="name another with --out"
+    )
 
 
 def evidence_lines(result: Mapping[str, Any]) -> list[str]:

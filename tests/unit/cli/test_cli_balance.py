@@ -120,6 +120,7 @@ def test_what_cannot_be_planned_is_refused(files: list[Path], tmp_path: Path) ->
         ([files[0], other], "different shapes"),
         ([tmp_path / "gone.json"], "gone.json: missing"),
         ([files[0], "--slots", "64", "--current", files[1]], "no placement of copies"),
+        ([files[0], "--slots", "96", "--out", tmp_path / "no/p.json"], "No such file or directory"),
     ):
         done = CliRunner().invoke(build_app(), ["balance", *map(str, arguments)])
         assert isinstance(done.exception, MoectlError)

@@ -111,6 +111,12 @@ def test_manifests_are_yaml_without_anchors() -> None:
     assert "&id" not in text
 
 
+@pytest.mark.parametrize("name", ["no/x.svg", "no/x.png"])
+def test_a_drawing_that_cannot_be_written_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RefusedError, match=f"{name}: No such file or directory"):
+        run(*SMALL, "--draw", str(tmp_path / name))
+
+
 def test_the_drawing_is_written(tmp_path: Path) -> None:
     run(*SMALL, "--draw", str(tmp_path / "layout.svg"))
     assert (tmp_path / "layout.svg").read_text(encoding="utf-8").startswith("<svg")
