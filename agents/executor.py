@@ -132,7 +132,9 @@ class _Work:
         for device in self._alive(self.mine):
             due.append(Tell(self._id, device, Word.FORFEIT))
         for device in self._alive(self._leaving):
-            due.append(Tell(self._id, device, Word.RETURN))
+            # Its KV must be whole again before requests come.
+            if self._is_settled(Tell(self._id, device, Word.FORFEIT)):
+                due.append(Tell(self._id, device, Word.RETURN))
         for device, instance in self._joining.items():
             worker = self._seen.workers.get(device)
             told = self._is_settled(Tell(self._id, device, Word.FORFEIT))

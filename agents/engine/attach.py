@@ -44,7 +44,8 @@ class Attachment:
         self.is_shared_new = not self.shared.pages
         if self.is_shared_new:
             self.shared = self._reserve_shared()
-        self.kv = self._find_kv() or self._reserve_kv()
+        found = self._find_kv()
+        self.kv = self._completed(found) if found is not None else self._reserve_kv()
         self._filling: Window | None = None
         self._shared_window: Window | None = None
         self._kv_window: Window | None = None
@@ -173,6 +174,18 @@ class Attachment:
                 f"blocks of {self._context.kv_block_bytes()} B",
                 next_step="delete the model before changing kvBlockTokens",
             )
+        return layout
+
+    def _completed(self, found: KvLayout) -> KvLayout:
+        """What a rank that was killed had lent of its KV is KV again."""
+        missing = -(-self._context.kv_bytes // found.page_bytes) - len(found.pages)
+        if missing <= 0:
+            return found
+        reservation = self._reserve(missing, "kv")
+        layout = KvLayout(found.block_bytes, found.page_bytes, (*found.pages, *reservation.pages))
+        launch = self._context.launch
+        name = kv_name(launch.model, launch.device)
+        self.reservations.append((reservation, {name: layout.to_json()}))
         return layout
 
     def _reserve_kv(self) -> KvLayout:

@@ -65,6 +65,7 @@ class Departure:
         self._rooms: tuple[Room, ...] = ()
         self._moves: dict[str, _Move] = {}
         self._number = 0
+        self._seen_changes = 0  # of the blocks' numbers, when requests were last looked at
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._partings: list[_Parting] = []
@@ -147,8 +148,13 @@ class Departure:
     def _look(self) -> dict[str, Standing] | None:
         """What stands here; None when the flip came meanwhile."""
         seen: list[Standing] = []
+
+        def look(engine: Engine) -> None:
+            seen.extend(engine.scheduler.standing())
+            self._seen_changes = engine.incoming.changes
+
         try:
-            self._ground.loop.ask(lambda engine: seen.extend(engine.scheduler.standing()), ENGINE_S)
+            self._ground.loop.ask(look, ENGINE_S)
         except WorkerError:
             if self._wake.is_set():
                 return None
@@ -182,9 +188,15 @@ class Departure:
         for link in list(self._links.values()):
             mine = {name: move for name, move in self._moves.items() if move.link is link}
             with self._trouble(link), self._ground.still():
+                if not last and self._has_shrunk():
+                    return True  # blocks have other numbers now: look again
                 self._hold(link, mine, standing)
                 is_behind |= self._copy(link, mine, standing, last)
         return is_behind
+
+    def _has_shrunk(self) -> bool:
+        engine = self._ground.loop.engine
+        return engine is None or engine.incoming.changes != self._seen_changes
 
     def _forget_gone(self, standing: dict[str, Standing]) -> None:
         """Requests that ended, and those whose KV was given up, begin anew."""

@@ -9,6 +9,7 @@ mapped, so that a replacement of this worker finds the grown KV as it was. Calle
 helper threads; the engine's part happens on the engine's thread, between two steps.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -50,6 +51,9 @@ class KvRoom:
             try:
                 self._attachment.map_more_kv(new)
             except BaseException:
+                start, size = len(old.pages) * old.page_bytes, count * old.page_bytes
+                with contextlib.suppress(MoectlError):  # nothing was mapped
+                    self._attachment.unmap_kv_from(start, size)
                 reservation.forfeit()
                 raise
             reservation.commit({self._name: new.to_json()})

@@ -6,6 +6,7 @@ steps; bytes are copied here, from the leaving rank's pages inside a node and fr
 between nodes. What a connection held and did not adopt is freed when it ends, however it ends.
 """
 
+import contextlib
 import socket
 import threading
 import time
@@ -24,7 +25,7 @@ from .claims import CLAIM_S
 from .context import WorkerContext
 from .engine import Engine, EngineRefused
 from .kv import KvPool
-from .move_wire import Meeting, MoveSocket, is_secret, read_secret, runs_of
+from .move_wire import ANSWER_S, Meeting, MoveSocket, is_secret, read_secret, runs_of
 from .request import Request
 from .serve import DataServer
 from .steps import StepLoop
@@ -65,8 +66,7 @@ class Landing:
         self._listener = socket.create_server((context.launch.data_host, 0), backlog=16)
         host, port = self._listener.getsockname()[:2]
         threading.Thread(target=self._accept, name="land", daemon=True).start()
-        deadline_s = max(self._record.deadline_at - time.time(), 5.0)
-        meeting = Meeting(self._record.store_address, self._record.operation_id, deadline_s)
+        meeting = Meeting(self._record.store_address, self._record.operation_id)
         meeting.publish(context.device, f"{host}:{port}")
 
     def close(self) -> None:
@@ -75,6 +75,8 @@ class Landing:
             self._is_closed = True
             guests = list(self._guests)
         if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # close alone does not wake accept
             self._listener.close()
         for guest in guests:
             guest.close()
@@ -197,10 +199,16 @@ class _Guest:
         if self._source is not None:
             if targets:
                 self._source.copy(blocks, targets, self._kv)
-        elif targets:
-            self._sock.receive_blocks(self._kv, targets)
-        else:
-            self._sock.skip(len(blocks) * self._kv.block_bytes)
+            return
+        # The KV lock is held: a machine that vanished must not hold up a shrink for long.
+        self._sock.set_deadline(ANSWER_S)
+        try:
+            if targets:
+                self._sock.receive_blocks(self._kv, targets)
+            else:
+                self._sock.skip(len(blocks) * self._kv.block_bytes)
+        finally:
+            self._sock.set_deadline(SILENT_S)
 
     def _look_again(self) -> None:
         """Learn the blocks' numbers anew if a shrink has changed them."""
@@ -221,6 +229,7 @@ class _Guest:
                     adopted.append(request.id)
                 except EngineRefused as error:
                     self._ground.data.expire(request.id)
+                    self._ground.loop.accounts.close(request.id, time.monotonic())
                     refused.append([request.id, str(error)])
 
         # Begun before it is known whether the engine had time for it: it may turn to it later.

@@ -241,6 +241,7 @@ class Lifecycle:
                 # Its HMM connection and its KV and shared windows stay; its experts go.
                 assert each.shadow is not None
                 each.shadow.close()
+                each.forget_epoch()
             else:
                 each.close_windows()
         if self._attached is not None and has_left:

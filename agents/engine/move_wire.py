@@ -34,6 +34,8 @@ from .kv import KvPool
 #: One answer takes two steps of a busy rank and a copy of at most a few MiB.
 ANSWER_S = 10.0
 CONNECT_S = 5.0
+#: The store answers in milliseconds or is gone; requests can be replayed without it.
+MEET_S = 5.0
 _LENGTH = struct.Struct(">I")
 
 Run = tuple[int, int]  # first block, how many
@@ -167,13 +169,13 @@ def is_secret(told: Any, secret: str) -> bool:
 class Meeting:
     """Who listens where, in the TCPStore of one transition."""
 
-    def __init__(self, store_address: str, operation_id: str, deadline_s: float) -> None:
+    def __init__(self, store_address: str, operation_id: str) -> None:
         host, _, port = store_address.rpartition(":")
         with _broken():
             self._store = distributed.PrefixStore(
                 f"{operation_id}/moves",
                 distributed.TCPStore(
-                    host, int(port), is_master=False, timeout=timedelta(seconds=deadline_s)
+                    host, int(port), is_master=False, timeout=timedelta(seconds=MEET_S)
                 ),
             )
 

@@ -152,6 +152,10 @@ class Preparation:
                 loading_name(launch.model, launch.device, self.record.operation_id)
             )
 
+    def forget_epoch(self) -> None:
+        """The exchange's memory goes with the last view of it."""
+        self.epoch = self._exchange = self._engine = None
+
     def forfeit(self) -> None:
         """Give everything back; idempotent. Waits for a running `run` to end."""
         self.cancel()

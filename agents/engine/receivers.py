@@ -57,7 +57,7 @@ def reach(
     the record's deadline or `stop`. Raises MoectlError without the meeting place.
     """
     until = record.deadline_at - time.time() + time.monotonic()
-    meeting = Meeting(record.store_address, record.operation_id, max(until, 5.0))
+    meeting = Meeting(record.store_address, record.operation_id)
     for receiver in record.new.ranks:
         address = _find(meeting, receiver, until, stop)
         if address is None:

@@ -29,6 +29,8 @@ _SECRET_BYTES = 32
 _HELLO = struct.Struct(f"<{_SECRET_BYTES}sI")
 #: A caller that says nothing keeps the others waiting no longer than this.
 _HELLO_S = 2.0
+#: How long a call may take, and how often one who waits for calls looks whether to go on.
+_CONNECT_S, _LOOK_S = 5.0, 0.2
 #: Callers waiting to be accepted; every member calls once.
 _BACKLOG = 128
 
@@ -47,7 +49,15 @@ def open_streams(
             store.set(f"stream/{meeting.rank}", f"{host} {port} {secret.hex()}")
             for peer in sorted(peer for peer in peers if peer < meeting.rank):
                 streams[peer] = _call(store.get(f"stream/{peer}").decode(), meeting, until)
-            _answer(listener, secret, {p for p in peers if p > meeting.rank}, streams, until)
+            awaited = {peer for peer in peers if peer > meeting.rank}
+            while awaited:
+                stream = _accept(listener, store, until)
+                rank = _read_hello(stream, secret)
+                if rank not in awaited:
+                    stream.close()
+                    continue
+                awaited.remove(rank)
+                streams[rank] = stream
         for stream in streams.values():
             _set_up(stream, deadline_s)
     except (OSError, RuntimeError, ValueError) as error:  # torch's store raises RuntimeError
@@ -97,7 +107,9 @@ def _store(meeting: Rendezvous, deadline_s: float) -> distributed.PrefixStore:
 def _call(published: str, meeting: Rendezvous, until: float) -> socket.socket:
     host, port, secret = published.split(" ")
     stream = socket.create_connection(
-        (host, int(port)), _left(until), source_address=(meeting.bind_address, 0)
+        (host, int(port)),
+        min(_left(until), _CONNECT_S),
+        source_address=(meeting.bind_address, 0),
     )
     try:
         stream.sendall(_HELLO.pack(bytes.fromhex(secret), meeting.rank))
@@ -107,23 +119,14 @@ def _call(published: str, meeting: Rendezvous, until: float) -> socket.socket:
     return stream
 
 
-def _answer(
-    listener: socket.socket,
-    secret: bytes,
-    awaited: set[int],
-    streams: dict[int, socket.socket],
-    until: float,
-) -> None:
-    """Accept until every awaited rank has shown the secret."""
-    while awaited:
-        listener.settimeout(_left(until))
-        stream, _ = listener.accept()
-        rank = _read_hello(stream, secret)
-        if rank not in awaited:
-            stream.close()
-            continue
-        awaited.remove(rank)
-        streams[rank] = stream
+def _accept(listener: socket.socket, store: distributed.PrefixStore, until: float) -> socket.socket:
+    """The next caller. Ends soon after `abandon_meeting` has shut the store's connection."""
+    while True:
+        listener.settimeout(min(_left(until), _LOOK_S))
+        try:
+            return listener.accept()[0]
+        except TimeoutError:
+            store.check(["stream"])  # raises once the store is gone for us
 
 
 def _read_hello(stream: socket.socket, secret: bytes) -> int:

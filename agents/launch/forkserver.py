@@ -123,8 +123,12 @@ class ForkServer:
     def _fork_spare(self) -> bool:
         """Fork a spare that knows what this process knows; True in it, when it is needed."""
         assert self._spare is not None
-        self._check_alone("its spare")
         self._spare_knows, self._forked_at = tuple(self._templates), time.monotonic()
+        try:
+            self._check_alone("its spare")
+        except EngineError as error:
+            print(f"fork server: {error}", file=sys.stderr, flush=True)
+            return False
         return self._spare.fork(self._become_spare)
 
     def _become_spare(self) -> None:

@@ -11,6 +11,7 @@ end. Like the fork server it has one thread and shares nearly all of its memory.
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,7 +56,13 @@ class Spare:
         """
         self.dismiss()
         reading, writing = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no memory or processes left: serve on without a spare
+            print(f"fork server: no spare: {error}", file=sys.stderr, flush=True)
+            os.close(reading)
+            os.close(writing)
+            return False
         if pid:
             os.close(reading)
             self.pid, self._pipe = pid, writing
@@ -94,8 +101,9 @@ class Spare:
         if spare is None:
             return  # it died at once
         partial = self._file.with_name(self._file.name + ".partial")
-        partial.write_text(f"{spare.pid} {spare.start_ticks}", encoding="ascii")
-        os.replace(partial, self._file)
+        with contextlib.suppress(OSError):  # a full disk: it is found by its socket instead
+            partial.write_text(f"{spare.pid} {spare.start_ticks}", encoding="ascii")
+            os.replace(partial, self._file)
 
     def _forget(self) -> None:
         if self._pipe is not None:

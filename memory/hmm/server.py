@@ -106,6 +106,9 @@ class Server:
                 with contextlib.suppress(BlockingIOError):
                     self._woken.recv(4096)
             elif key.fileobj is self._touching:
+                # `read` may close it, and its number may be another's within this very batch.
+                self._selector.unregister(self._touching)
+                self._touching = None
                 line = self._table.pretouch.read(time.monotonic())
                 if line:
                     self._log.line(line)

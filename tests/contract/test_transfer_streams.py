@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from moectl.agents.engine import streams
-from moectl.agents.engine.comm.gloo import Rendezvous
+from moectl.agents.engine.comm.gloo import Rendezvous, abandon_meeting
 from moectl.agents.engine.transfer import Transfer, partners
 from moectl.core.errors import ExchangeBrokenError
 from moectl.core.plan import DeviceId, Part, Step, StepKind
@@ -125,3 +125,15 @@ def test_a_caller_without_the_secret_is_sent_away_and_the_meeting_goes_on(store)
     assert met[1].recv(1) == b"x"
     for stream in (*guest.values(), *met.values()):
         stream.close()
+
+
+def test_a_forfeit_ends_the_wait_for_a_member_that_will_never_call(store):
+    address, _ = store
+    with ThreadPoolExecutor(1) as pool:
+        # A is the lower rank: it listens for B, which is dead.
+        waiting = pool.submit(_join, address, A, (_step(A, B, 0),))
+        with pytest.raises(TimeoutError):
+            waiting.result(0.5)
+        abandon_meeting(address)
+        with pytest.raises(ExchangeBrokenError, match="could not meet"):
+            waiting.result(5.0)  # far below the deadline of the meeting

@@ -1,11 +1,13 @@
 """A rank that leaves frees the KV that its requests can never fill, and a forfeit gives it back."""
 
+import os
+import signal
 import time
 
 from worker_fleet import create, finish, prompt, spread
 from worker_site import DEADLINE_S, DEVICES
 
-from moectl.core.plan import TransitionKind
+from moectl.core.plan import Placement, TransitionKind
 from moectl.memory.layout import KvLayout, kv_name
 
 
@@ -43,3 +45,26 @@ def test_a_rank_that_leaves_lends_the_kv_it_cannot_fill_and_a_forfeit_gives_it_b
     again = fleet.start_stream(prompt(99, 10), 10, leaving)
     finish(fleet, [stream, late, again], expected)
     assert (stream.replays, again.replays) == (0, 0)
+
+
+def test_a_rank_that_is_killed_while_it_lends_is_healed_with_all_of_its_kv(fleet, expected):
+    create(fleet, 3)
+    stay, leaving = DEVICES[:2], DEVICES[2]
+    before = kv_pages(fleet, leaving)
+    new, steps = spread(fleet.placement, stay, 2)
+    record = fleet.record(TransitionKind.SCALE, new, steps)
+    members = fleet.prepare(record)
+    for device in members:
+        assert fleet.workers[device].event("prepared")["ok"]
+    assert kv_pages(fleet, leaving) < before
+    os.kill(fleet.workers[leaving].pid, signal.SIGKILL)
+    for device in stay:
+        fleet.workers[device].call("peer_lost", epoch=1)
+        assert fleet.workers[device].event("broken")["epoch"] == 1
+        fleet.workers[device].call("forfeit", operation_id=record.operation_id)
+        assert fleet.workers[device].event("forfeited")["ok"]
+    old = fleet.placement
+    healed = Placement("tiny", 3, old.ranks, old.owners, (1, 1, 2))
+    fleet.retire(fleet.change(TransitionKind.HEAL, healed, ())[0])
+    assert kv_pages(fleet, leaving) == before
+    finish(fleet, [fleet.start_stream(prompt(95, 30), 60, leaving)], expected)

@@ -174,6 +174,22 @@ def test_a_forfeit_at_any_point_leaves_the_old_epoch_as_it_was(before, after, se
     assert not land.leaving
 
 
+def test_a_rank_takes_requests_again_only_when_its_forfeit_is_done():
+    old, new = placement(1, DEVICES[:2]), placement(2, DEVICES[:1])
+    land = Land("n1", [serving(device) for device in DEVICES[:2]])
+    rng, record = random.Random(3), transition(Phase.FORFEIT, old, new)
+
+    def words():
+        due = decide(record, Seen("n1", land.workers, land.outcomes))
+        return {a.word for a in due if isinstance(a, Tell) and a.device == DEVICES[1]}
+
+    assert words() == {Word.FORFEIT}  # its KV is lent still
+    land._perform(Tell("op", DEVICES[1], Word.FORFEIT), record, failed=False)
+    assert words() == {Word.RETURN}
+    answer = land.run(record, rng)
+    assert answer.ok and not land.leaving
+
+
 def test_a_failed_step_of_prepare_is_answered_with_its_reason():
     old, new = placement(1, DEVICES[:1]), placement(2, DEVICES[:2])
     rng = random.Random(1)
