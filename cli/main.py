@@ -5,6 +5,7 @@ module imports only the standard library, Typer and `core.errors` at its top, an
 (httpx, rich tables, pydantic, torch, Textual) inside the function that needs it. A test holds this.
 """
 
+import collections
 import sys
 
 import typer
@@ -99,6 +100,11 @@ def main() -> None:
         build_app()(dry_run.spelt_out(sys.argv[1:]))
     except (MoectlError, InvariantError, KeyboardInterrupt) as error:
         sys.exit(exit_codes.report(error))
+    finally:
+        # When a Ctrl-C hits code that is run from a string (as that of a dataclass is, at an
+        # import), CPython remembers it and kills the process at its end, exit code 130 or not. The
+        # next code from a string makes it forget: a named tuple's constructor is such.
+        collections.namedtuple("Forget", ())
 
 
 if __name__ == "__main__":
