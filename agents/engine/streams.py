@@ -42,7 +42,7 @@ def open_streams(
     until = time.monotonic() + deadline_s
     streams: dict[int, socket.socket] = {}
     try:
-        store = _store(meeting, deadline_s)
+        store = meeting.open_store(timedelta(seconds=deadline_s))
         secret = secrets.token_bytes(_SECRET_BYTES)
         with socket.create_server((meeting.bind_address, 0), backlog=_BACKLOG) as listener:
             host, port = listener.getsockname()[:2]
@@ -95,13 +95,6 @@ def shut(stream: socket.socket) -> None:
     """End every wait on a stream, here and at the peer; from any thread."""
     with contextlib.suppress(OSError):
         stream.shutdown(socket.SHUT_RDWR)
-
-
-def _store(meeting: Rendezvous, deadline_s: float) -> distributed.PrefixStore:
-    host, _, port = meeting.store_address.rpartition(":")
-    timeout = timedelta(seconds=deadline_s)
-    store = distributed.TCPStore(host, int(port), is_master=False, timeout=timeout)
-    return distributed.PrefixStore(meeting.name, store)
 
 
 def _call(published: str, meeting: Rendezvous, until: float) -> socket.socket:

@@ -43,6 +43,12 @@ class Rendezvous:
     size: int
     bind_address: str  # this node's own address: sockets between nodes leave from it
 
+    def open_store(self, deadline: timedelta) -> distributed.PrefixStore:
+        """The meeting's own part of the store. RuntimeError when it cannot be reached."""
+        host, _, port = self.store_address.rpartition(":")
+        store = distributed.TCPStore(host, int(port), is_master=False, timeout=deadline)
+        return distributed.PrefixStore(self.name, store)
+
 
 class GlooGroup:
     """A ProcessGroupGloo of its own, whose sockets are known so that it can be aborted."""
@@ -60,11 +66,7 @@ class GlooGroup:
             ) from error
 
     def _form(self, meeting: Rendezvous, deadline: timedelta) -> Any:
-        host, _, port = meeting.store_address.rpartition(":")
-        store = distributed.PrefixStore(
-            meeting.name,
-            distributed.TCPStore(host, int(port), is_master=False, timeout=deadline),
-        )
+        store = meeting.open_store(deadline)
         before = _listening_ports(meeting.bind_address)
         kind: Any = distributed.ProcessGroupGloo  # its options are not in torch's stubs
         options = kind._Options()
@@ -78,14 +80,6 @@ class GlooGroup:
             int(store.get(f"port/{peer}")) for peer in range(meeting.size) if peer != meeting.rank
         }
         return group
-
-    def send(self, tensor: torch.Tensor, peer: int, tag: int) -> Any:
-        """Start a send; the tensor must not change until the work is waited for."""
-        return self._start("send", [tensor], peer, tag)
-
-    def receive(self, tensor: torch.Tensor, peer: int, tag: int) -> Any:
-        """Start a receive into a tensor at least as long as what is sent."""
-        return self._start("recv", [tensor], peer, tag)
 
     def all_to_all(
         self, send: torch.Tensor, out: list[int], receive: torch.Tensor, into: list[int]
