@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+import reference_codec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,6 +72,39 @@ def test_anything_else_is_a_protocol_error_and_nothing_worse(kind: Any, text: st
         records.from_json(kind, text)
     except ProtocolError as error:
         assert kind.__name__ in str(error)
+
+
+def damaged(plain: Any, data: st.DataObject) -> Any:
+    """The same data with one place, any number of levels down, holding something else."""
+    if isinstance(plain, (dict, list)) and plain and data.draw(st.integers(0, 5)):
+        places = list(plain) if isinstance(plain, dict) else list(range(len(plain)))
+        place = data.draw(st.sampled_from(places))
+        changed: Any = plain.copy()
+        changed[place] = damaged(plain[place], data)
+        return changed
+    return data.draw(st.one_of(JSON_VALUES, FLOATS, st.just(["n1/d0", True])))
+
+
+def outcome(read: Any, kind: Any, plain: Any) -> Any:
+    try:
+        return read(kind, plain)
+    except ProtocolError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)
+@given(data=st.data())
+def test_a_compiled_way_writes_and_reads_what_asking_every_value_would(
+    kind: Any, data: st.DataObject
+) -> None:
+    record = data.draw(built(kind))
+    assert records.to_json(record) == reference_codec.to_json(record)
+    plain = records.to_plain(record)
+    assert plain == reference_codec.to_plain(record)
+    wrong = damaged(plain, data)
+    expected = outcome(reference_codec.from_plain, kind, wrong)
+    found = outcome(records.from_plain, kind, wrong)
+    assert (type(found), found) == (type(expected), expected)
 
 
 @given(st.builds(DeviceId, NAMES, NAMES))
