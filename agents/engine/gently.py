@@ -1,10 +1,10 @@
 """How is heavy work done beside a serving engine without slowing it? On throw-away threads.
 
-They run only when a core is idle, until that takes too long.
+They take what a core has left, and little of one that others want, until that takes too long.
 
 A runner takes pieces from one iterator, so that a second runner at normal priority can join when
-the first gets no time: a thread without privileges cannot leave SCHED_IDLE, but nobody has to wait
-for it once its piece is done. The engine's thread never runs a piece.
+the first gets no time: a thread without privileges cannot take a nice level back, but nobody has to
+wait for it once its piece is done. The engine's thread never runs a piece.
 """
 
 import contextlib
@@ -16,22 +16,31 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from ...core.errors import DeadlineError
+from ...core.priority import SessionPriority, be_gentle
 
 T = TypeVar("T")
 Piece = Callable[[], None]
 
-#: Idle priority is left when the pieces are not done by then. Chosen: well above what they take on
+#: Gentleness ends when the pieces are not done by then. Chosen: well above what they take on
 #: a machine with free cores, well below any phase deadline.
 ESCALATE_S = 2.0
 
 
-def run_gently(work: "Work", deadline_s: float, escalate_s: float = ESCALATE_S) -> None:
-    """Run every piece, in order, at idle priority first and at normal priority after `escalate_s`.
+def run_gently(
+    work: "Work",
+    deadline_s: float,
+    escalate_s: float = ESCALATE_S,
+    session: SessionPriority | None = None,
+) -> None:
+    """Run every piece, in order, gently first and at normal priority after `escalate_s`.
 
-    Raises the first piece's error, or DeadlineError; then nothing of the work runs any more.
+    A `session` that has stepped back comes up again then. Raises the first piece's error, or
+    DeadlineError; then nothing of the work runs any more.
     """
-    work.start(is_idle=escalate_s > 0)
+    work.start(is_gentle=escalate_s > 0)
     if not work.wait(min(escalate_s, deadline_s)):
+        if session is not None:
+            session.restore()
         work.hurry()
         if not work.wait(deadline_s - escalate_s):
             work.cancel()
@@ -68,9 +77,9 @@ class Work:
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
 
-    def start(self, is_idle: bool) -> None:
+    def start(self, is_gentle: bool) -> None:
         """Add a runner."""
-        thread = threading.Thread(target=self._run, args=(is_idle,), name="prepare", daemon=True)
+        thread = threading.Thread(target=self._run, args=(is_gentle,), name="prepare", daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -78,8 +87,8 @@ class Work:
         """Go on at normal priority: lift the runners where that is allowed, and add one that is."""
         for thread in self._threads:
             with contextlib.suppress(OSError):  # needs a right that users often lack; or it ended
-                os.sched_setscheduler(thread.native_id or 0, os.SCHED_OTHER, os.sched_param(0))
-        self.start(is_idle=False)
+                os.setpriority(os.PRIO_PROCESS, thread.native_id or 0, 0)
+        self.start(is_gentle=False)
 
     def wait(self, timeout_s: float) -> bool:
         """Whether all pieces are done (or one failed) within the time."""
@@ -99,9 +108,9 @@ class Work:
         if self._error is not None:
             raise self._error
 
-    def _run(self, is_idle: bool) -> None:
-        if is_idle:
-            become_idle()
+    def _run(self, is_gentle: bool) -> None:
+        if is_gentle:
+            be_gentle()
         while not self._done.is_set():
             with self._turn:
                 if self._done.is_set():
@@ -116,13 +125,3 @@ class Work:
                     self._error = error
                     self._done.set()
             time.sleep(0)  # lets another runner have the next turn
-
-
-def become_idle() -> None:
-    """Make this thread run only when a core has nothing else to do.
-
-    Threads that it starts inherit that, so groups (which start threads of their own) are formed
-    elsewhere.
-    """
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

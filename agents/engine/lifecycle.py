@@ -21,9 +21,10 @@ from ...core.plan import TransitionKind
 from ...core.records import TransitionRecord
 from ...memory.hmm.client import HmmClient
 from .context import WorkerContext
+from .epoch import Epoch
 from .kv_room import KvRoom, try_grow
 from .moving import Moving
-from .prepare import Epoch, Preparation
+from .prepare import Preparation
 from .release import release_device, retire_experts
 from .serve import DataServer
 from .steps import LoopState, StepLoop
@@ -170,6 +171,8 @@ class Lifecycle:
         if self._next is not preparation:
             return  # said twice: the first one is under way
         record = preparation.record
+        if not preparation.session.restore():
+            print("this worker's session keeps a low level", file=sys.stderr, flush=True)
         try:
             preparation.commit_pages()
         except MoectlError as error:

@@ -14,13 +14,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ...core.errors import MoectlError, WorkerError
-from ...core.plan import Part, Placement, Step
+from ...core.plan import Part, Step, TransitionKind
+from ...core.priority import SessionPriority
 from ...core.records import TransitionRecord
 from ...memory.hmm.client import HmmClient
 from ...memory.layout import ExpertLayout, experts_name, respread
@@ -33,10 +33,10 @@ from .context import WorkerContext
 from .creation import load_new
 from .dispatch import DistributedMoe, exchange_bytes_max
 from .engine import Engine
+from .epoch import Epoch
 from .gently import ESCALATE_S, Piece, Work, beside, run_gently
 from .kv_room import KvRoom
 from .loading import loading_name
-from .schedule import Limits
 from .shadow import Shadow
 from .sources import Sources
 from .transfer import Transfer
@@ -44,29 +44,6 @@ from .warm_up import warm_up
 
 #: The least time a preparation gets, when clocks disagree about the record's deadline.
 DEADLINE_S_MIN = 5.0
-
-
-@dataclass
-class Epoch:
-    """What the engine's thread needs to serve an epoch. `engine` is set where the worker joins."""
-
-    number: int
-    operation_id: str
-    placement: Placement
-    rank: int
-    exchange: Exchange
-    moe: DistributedMoe
-    engine: Engine | None
-    limits: Limits | None = None  # what the engine takes at the flip; None: it keeps its own
-    threads: int = 1
-    _sent_across: int = 0
-
-    def sent_across(self) -> bool:
-        """Whether rows went to another node since the last call."""
-        node = self.placement.ranks[self.rank].node
-        far = [rank for rank, device in enumerate(self.placement.ranks) if device.node != node]
-        before, self._sent_across = self._sent_across, int(self.moe.rows_sent[far].sum())
-        return self._sent_across > before
 
 
 class Preparation:
@@ -94,6 +71,7 @@ class Preparation:
         self._marks: dict[str, float] = {}  # figure -> seconds since PREPARE began
         self._started = 0.0
         self._cancelled = threading.Event()
+        self.session = SessionPriority()  # comes up again at COMMIT
         self._quiet = threading.Event()  # set while nothing of `run` is going on
         self._quiet.set()
         self._is_closed = False
@@ -103,6 +81,11 @@ class Preparation:
     def is_cancelled(self) -> bool:
         """Whether a forfeit has been asked for."""
         return self._cancelled.is_set()
+
+    @property
+    def _is_gentle(self) -> bool:
+        """Whether ranks serve that must not be slowed down: neither at a creation nor at a heal."""
+        return self.record.old is not None and self.record.kind is not TransitionKind.HEAL
 
     def run(self) -> None:
         """Prepare; then `epoch` and `figures` are set. Raises MoectlError: then forfeit it."""
@@ -184,6 +167,8 @@ class Preparation:
         deadline_s = max(self.record.deadline_at - time.time(), DEADLINE_S_MIN)
         until = started + deadline_s
         self.hmm = self.context.connect(f"epoch {self.record.new.epoch}")
+        if self._is_gentle and not self._is_attached:
+            self.session.lower()
         self._sources = Sources(self.context, self.hmm, self.record)
         group = beside(lambda: self._form_group(deadline_s), "meet")
         transfer = beside(lambda: self._join_transfer(deadline_s), "meet")
@@ -192,9 +177,8 @@ class Preparation:
             self._work = Work(self._pieces(transfer))
             if self.is_cancelled:
                 self._work.cancel()
-            # Nobody serves yet at a creation: no reason to be gentle.
-            escalate_s = ESCALATE_S if self.record.old is not None else 0.0
-            run_gently(self._work, until - time.monotonic(), escalate_s)
+            escalate_s = ESCALATE_S if self._is_gentle else 0.0
+            run_gently(self._work, until - time.monotonic(), escalate_s, self.session)
             copied = time.monotonic()
             self._check_cancelled()
             self._exchange = group.result(max(until - time.monotonic(), 0.1))

@@ -30,8 +30,8 @@ import numpy as np
 from ...core.errors import ExchangeBrokenError, InvariantError, MoectlError, WorkerError
 from .comm.base import CONTROL_WORDS
 from .engine import Engine, EngineRefused
+from .epoch import Epoch
 from .inbox import Inbox
-from .prepare import Epoch
 from .request import DoneOut, DoneReason, Request, StepResult
 from .spent import Accounts
 

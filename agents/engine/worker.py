@@ -9,7 +9,7 @@ This file only puts the parts together and takes them apart again:
     "depart"       Departure       hands requests over when this rank leaves
     "land"         Landing         takes over requests of ranks that leave
     "keeper"       Keeper          hands this device's memory to a new HMM when the old one died
-    "prepare",     throw-away      copying and mapping at idle priority, groups that meet
+    "prepare",     throw-away      copying and mapping at low priority, groups that meet
     "meet"
 
 It is forked from the fork server (agents/launch), which gives it a template. It outlives its agent.

@@ -8,6 +8,17 @@ import pytest
 
 from moectl.agents.engine.gently import Work, run_gently
 from moectl.core.errors import DeadlineError
+from moectl.core.priority import GENTLE_NICE, SessionPriority
+
+
+class Session(SessionPriority):
+    """Counts."""
+
+    restored = 0
+
+    def restore(self) -> bool:
+        self.restored += 1
+        return super().restore()
 
 
 def test_pieces_run_once_each_and_in_order_also_when_a_second_runner_joins():
@@ -48,12 +59,20 @@ def test_a_cancelled_work_ends_without_an_error():
     timer.join()
 
 
-def test_only_the_runner_that_is_meant_to_be_gentle_has_idle_priority():
+def test_only_the_runner_that_is_meant_to_be_gentle_gives_way():
     seen = []
-    for is_idle in (True, False):
-        work = Work([lambda: seen.append(os.sched_getscheduler(0))])
-        work.start(is_idle)
+    for is_gentle in (True, False):
+        work = Work([lambda: seen.append(os.getpriority(os.PRIO_PROCESS, 0))])
+        work.start(is_gentle)
         assert work.wait(30.0)
         work.wait_quiet()
-    assert seen == [os.SCHED_IDLE, os.SCHED_OTHER]
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    assert seen == [GENTLE_NICE, 0]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == 0
+
+
+def test_a_session_that_stepped_back_comes_up_when_the_work_takes_too_long():
+    session = Session()
+    run_gently(Work([lambda: time.sleep(0.2)]), 30.0, escalate_s=0.05, session=session)
+    assert session.restored == 1
+    run_gently(Work([lambda: None]), 30.0, escalate_s=5.0, session=session)
+    assert session.restored == 1

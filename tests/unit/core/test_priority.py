@@ -1,0 +1,65 @@
+"""A process gives way and comes back without a privilege; only its own session moves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moectl.core.priority import GENTLE_NICE, SessionPriority
+
+SESSION = Path("/proc/self/autogroup")
+
+ASK = """
+import ctypes, os
+from pathlib import Path
+from moectl.core.priority import SessionPriority
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+    ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: else its files in /proc stay root's
+level = lambda: Path("/proc/self/autogroup").read_text().split()[-1]
+session = SessionPriority()
+print(session.lower(), level(), session.restore(), level())
+"""
+
+
+def asked(**options):
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], capture_output=True, text=True, timeout=60, **options
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(not SESSION.exists(), reason="this kernel does not group tasks by session")
+def test_a_session_steps_back_and_comes_up_again_without_privileges():
+    assert asked(start_new_session=True) == ["True", str(GENTLE_NICE), "True", "0"]
+
+
+@pytest.mark.skipif(not SESSION.exists(), reason="this kernel does not group tasks by session")
+def test_a_process_that_does_not_lead_its_session_leaves_it_alone():
+    before = SESSION.read_text()
+    assert asked()[0] == "False"
+    assert SESSION.read_text() == before
+
+
+def test_a_kernel_without_sessions_levels_is_no_error(tmp_path):
+    session = SessionPriority(tmp_path / "missing" / "autogroup")
+    assert not session.lower()
+    assert session.restore()
+
+
+def test_a_level_that_cannot_be_taken_back_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getsid", lambda pid: os.getpid())
+    monkeypatch.setattr("moectl.core.priority.RESTORE_PAUSE_S", 0.0)
+    place = tmp_path / "autogroup"
+    session = SessionPriority(place)
+    assert session.lower()
+    assert place.read_text() == str(GENTLE_NICE)
+    place.unlink()
+    place.mkdir()
+    assert not session.restore()
+    place.rmdir()
+    assert session.restore()
+    assert place.read_text() == "0"
