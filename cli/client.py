@@ -86,15 +86,23 @@ class ApiClient:
 
     def watch(self) -> Iterator[FleetView]:
         """Snapshots as they change, without an end; raises MoectlError when it breaks off."""
-        timeout = httpx.Timeout(CALL_DEADLINE_S, read=SILENCE_MAX_S)
         try:
-            with self._http.stream("GET", "/v1/watch", timeout=timeout) as answer:
-                if answer.status_code >= 400:
-                    answer.read()
-                    raise self._refusal(answer, "GET", "watch")
-                for event in sse.events(answer.iter_lines()):
-                    if event.name == "fleet":
-                        yield fleet_from_plain(json.loads(event.data))
+            for event in self._stream("watch"):
+                if event.name == "fleet":
+                    yield fleet_from_plain(json.loads(event.data))
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def watch_transition(self, operation_id: str, seconds: float) -> Iterator[dict[str, Any]]:
+        """One operation as it changes, until it is final or the time is over.
+
+        Raises MoectlError when it breaks off, RefusedError when the operation is unknown.
+        """
+        path = f"transitions/{operation_id}/watch"
+        silence_s = min(SILENCE_MAX_S, seconds + CALL_DEADLINE_S)
+        try:
+            for event in self._stream(path, silence_s, params={"seconds": seconds}):
+                yield json.loads(event.data)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
@@ -113,17 +121,21 @@ class ApiClient:
             time.sleep(RECONNECT_S)
 
     def _stream_events(self, subject: str | None, last_id: str) -> Iterator[dict[str, Any]]:
-        timeout = httpx.Timeout(CALL_DEADLINE_S, read=SILENCE_MAX_S)
         headers = {"Last-Event-ID": last_id} if last_id else {}
         params = {"subject": subject} if subject else {}
-        with self._http.stream(
-            "GET", "/v1/events/watch", timeout=timeout, headers=headers, params=params
-        ) as answer:
+        for event in self._stream("events/watch", headers=headers, params=params):
+            yield json.loads(event.data)
+
+    def _stream(
+        self, path: str, silence_s: float = SILENCE_MAX_S, **arguments: Any
+    ) -> Iterator[sse.Event]:
+        """Server-sent events of GET /v1/PATH; lets errors of the connection through."""
+        timeout = httpx.Timeout(CALL_DEADLINE_S, read=silence_s)
+        with self._http.stream("GET", f"/v1/{path}", timeout=timeout, **arguments) as answer:
             if answer.status_code >= 400:
                 answer.read()
-                raise self._refusal(answer, "GET", "events/watch")
-            for event in sse.events(answer.iter_lines()):
-                yield json.loads(event.data)
+                raise self._refusal(answer, "GET", path)
+            yield from sse.events(answer.iter_lines())
 
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
         try:

@@ -1,16 +1,18 @@
 """When is it done? Waits with a deadline, a description of what is awaited, and a way to fail
 early.
 
-Nothing here decides; it reads snapshots until one says yes, no, or the deadline comes (exit 5).
+Nothing here decides; it reads snapshots until one says yes, no, or the deadline comes (exit 5). The
+end of an operation is told by a stream, because asking again and again costs the cores that serve.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..core.errors import DeadlineError, MoectlError, UnplaceableError
 from .client import ApiClient
-from .fleet_view import FleetView, ModelView, TransitionView
+from .fleet_view import FleetView, ModelView, TransitionView, transition_from_plain
 
 POLL_S = 0.1
 # Reasons of the Admitted condition that mean "there is no room", as the API's exit code 4 does.
@@ -86,15 +88,9 @@ def wait_transition(
     report: Callable[[TransitionView], None],
 ) -> TransitionView:
     """Wait for the end of a transition; raises MoectlError when it was forfeited."""
-    seen: list[TransitionView] = []
-
-    def check() -> bool:
-        found = _look(client.fleet(), operation_id, report)
-        seen[:] = [found] if found else []
-        return found is not None and found.is_over
-
-    wait_until(f"operation {operation_id}", deadline_s, check, poll_s=0.1)
-    return _served(seen[0])
+    ended = _wait_operation(client, operation_id, deadline_s, report, lambda fleet: False)
+    assert ended is not None  # nothing but its own end ends the wait
+    return ended
 
 
 def wait_scaled(
@@ -108,16 +104,64 @@ def wait_scaled(
     So it is when an operation with the same target ran already. Raises as `wait_transition` does,
     and when the controller has said no to the scale.
     """
-    operation_id, seen = str(answer["operation_id"]), list[TransitionView]()
+
+    def is_there(fleet: FleetView) -> bool:
+        return _is_carried_out(fleet, answer)
+
+    return _wait_operation(client, str(answer["operation_id"]), deadline_s, report, is_there)
+
+
+def _wait_operation(
+    client: ApiClient,
+    operation_id: str,
+    deadline_s: float,
+    report: Callable[[TransitionView], None],
+    is_there: Callable[[FleetView], bool],
+) -> TransitionView | None:
+    """The end of an operation, told by one stream; the fleet is asked where the stream ends.
+
+    `is_there` says of a fleet without a transition of this id whether there will be none.
+    """
+    seen, end = list[TransitionView](), time.monotonic() + deadline_s
 
     def check() -> bool:
-        fleet = client.fleet()
-        found = _look(fleet, operation_id, report)
-        seen[:] = [found] if found else []
-        return found.is_over if found else _is_carried_out(fleet, answer)
+        found = _follow(client, operation_id, end - time.monotonic(), report)
+        if found is None:
+            fleet = client.fleet()
+            found = _look(fleet, operation_id, report)
+            if found is None:
+                seen.clear()
+                return is_there(fleet)
+        seen[:] = [found]
+        return found.is_over
 
-    wait_until(f"operation {operation_id}", deadline_s, check, poll_s=0.1)
+    wait_until(f"operation {operation_id}", deadline_s, check)
     return _served(seen[0]) if seen else None
+
+
+def _follow(
+    client: ApiClient,
+    operation_id: str,
+    left_s: float,
+    report: Callable[[TransitionView], None],
+) -> TransitionView | None:
+    """The transition at its end; None when the stream has to be explained by the fleet.
+
+    So it is when the stream breaks off, when nobody knows the operation (yet), and when there is
+    no transition of this id: the loop said no, or there is nothing to do.
+    """
+    if left_s <= 0:
+        return None
+    with contextlib.suppress(MoectlError):  # asking for the fleet tells what is wrong
+        for told in client.watch_transition(operation_id, left_s):
+            if "record_id" in told:
+                view = transition_from_plain(told)
+                report(view)
+                if view.is_over:
+                    return view
+            elif told["final"] or told["reason"]:
+                return None
+    return None
 
 
 def _look(

@@ -134,15 +134,12 @@ class Loop:
 
     async def _wait(self, leadership: Leadership, seen: int, wait_s: float) -> None:
         """Until a record that matters changes, the time is over, or leadership is lost."""
-        end = self._clock.monotonic() + min(wait_s, IDLE_S)
-        while self._mirror.control_version == seen and not leadership.lease.lost.is_set():
-            version = self._mirror.version
-            left_s = end - self._clock.monotonic()
-            if left_s <= 0:
-                break
-            await first_of(
-                leadership.lease.lost.wait(), self._mirror.changed_since(version, left_s)
-            )
+        wait_s = min(wait_s, IDLE_S)
+        if self._mirror.control_version != seen or leadership.lease.lost.is_set() or wait_s <= 0:
+            return
+        await first_of(
+            leadership.lease.lost.wait(), self._mirror.control_changed_since(seen, wait_s)
+        )
 
 
 def folders_of(snapshot: Snapshot) -> list[str]:

@@ -133,6 +133,7 @@ class Mirror:
         self._tables = _tables(keys)
         self._records: dict[str, dict[str, Any]] = {t.name: {} for t in self._tables.values()}
         self._changed = asyncio.Event()
+        self._control_changed = asyncio.Event()
         self._taken_at = clock.monotonic()
 
     def age_s(self) -> float:
@@ -175,6 +176,9 @@ class Mirror:
         self.control_version += loud
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+        if loud:
+            changed, self._control_changed = self._control_changed, asyncio.Event()
+            changed.set()
 
     def _take_event(self, kind: EventType, kv: KeyValue) -> bool:
         """Take one change in; True when a decision may depend on it."""
@@ -224,6 +228,11 @@ class Mirror:
         """
         if self.version == version:
             await first_of(self._changed.wait(), self._clock.sleep(timeout_s))
+
+    async def control_changed_since(self, control_version: int, timeout_s: float) -> None:
+        """The same for `self.control_version`: figures and events of others wake nobody."""
+        if self.control_version == control_version:
+            await first_of(self._control_changed.wait(), self._clock.sleep(timeout_s))
 
     async def reach(self, revision: int, timeout_s: float) -> bool:
         """Wait until the mirror includes a revision; False when it does not in time."""

@@ -168,6 +168,14 @@ def transition(record: TransitionRecord, snapshot: Snapshot, limits: Limits) -> 
     return plain
 
 
+def operation(operation_id: str, snapshot: Snapshot, limits: Limits) -> dict[str, Any] | None:
+    """What became of an intent until now; None: unknown."""
+    seen = snapshot.transitions.get(operation_id)
+    if seen is None:
+        return accepted(operation_id, snapshot, limits)
+    return transition(seen.value, snapshot, limits)
+
+
 def _aimed_at(name: str, spec: SpecRecord, snapshot: Snapshot) -> int | None:
     """The width that a spec leads to; None while nobody has chosen one for `auto` yet."""
     declared = spec_of(spec).parallelism.experts
@@ -204,9 +212,19 @@ def accepted(operation_id: str, snapshot: Snapshot, limits: Limits) -> dict[str,
             "phase_at": {},
             "deadline_at": 0.0,
             "prediction": {},
+            "reason": _refusal(name, spec, snapshot),
             "final": is_over,
         }
     return None
+
+
+def _refusal(name: str, spec: SpecRecord, snapshot: Snapshot) -> str:
+    """Why the loop does not begin with a spec; empty when it has not said no."""
+    seen = snapshot.status.get(name)
+    if seen is None or seen.value.observed_generation < spec.generation:
+        return ""
+    denied = (c for c in seen.value.conditions if c.type == "Admitted" and c.status == "False")
+    return next((f"{c.reason}: {c.message}" for c in denied), "")
 
 
 def _goes_on(record: TransitionRecord, attempt: int, snapshot: Snapshot, limits: Limits) -> bool:

@@ -102,7 +102,7 @@ def _scale(model: str, experts: str, choices: Choices) -> None:
         if choices.output == "text":
             head = [f"model/{model} to {answer['to_width']} devices{suffix(choices.dry_run)}"]
             _print([*(head if is_rehearsal else []), *plan_lines(answer)])
-        if is_rehearsal or not choices.wait or is_settled(client.fleet(), answer):
+        if is_rehearsal or not choices.wait or (not plan and is_settled(client.fleet(), answer)):
             if choices.output != "text":
                 print_data(answer, choices.output)
             return

@@ -183,5 +183,8 @@ ANSWERS: dict[tuple[str, str], Any] = {
 }
 STREAMS = {
     ("get", "/v1/watch"): 'event: fleet\ndata: {"cluster":"local"}\nid: 1042\n\n',
+    ("get", "/v1/transitions/{operation_id}/watch"): (
+        'event: transition\ndata: {"operation_id":"scale-1","phase":"done","final":true}\n\n'
+    ),
     ("get", "/v1/events/watch"): 'event: event\ndata: {"reason":"ScaleDone"}\nid: 17957376\n\n',
 }

@@ -13,17 +13,19 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from ...core.errors import NotFoundError
-from ...core.records import to_plain
+from ...core.records import TokenRecord, to_plain
 from .. import views
 from .guard import Parts, Viewer
 from .paging import Page, cut, page_of
+from .services import Services
 from .versions import tagged
-from .watch import fleet_events, log_events
+from .watch import fleet_events, log_events, transition_events
 
 VERSION = "0.1.0"
 router = APIRouter(prefix="/v1")
 Paging = Annotated[Page, Depends(page_of)]
 LastEventId = Annotated[str, Header(alias="Last-Event-ID", max_length=256)]
+WATCH_SECONDS_MAX = 3600.0  # of one operation: no phase of any takes longer
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -135,17 +137,24 @@ async def transition(
 ) -> dict[str, Any]:
     """One operation as its latest attempt stands; `steps=true` adds steps and placements."""
     snapshot = services.seen_by(token)
-    seen = snapshot.transitions.get(operation_id)
-    if seen is None:
-        waiting = views.accepted(operation_id, snapshot, services.limits)
-        if waiting is None:
-            raise NotFoundError(f"no operation {operation_id!r} is known")
-        return waiting
-    view = views.transition(seen.value, snapshot, services.limits)
-    if steps:
+    view = _operation(operation_id, services, token)
+    if steps and "record_id" in view:
         latest = to_plain(snapshot.transitions[view["record_id"]].value)
         view |= {key: latest[key] for key in ("steps", "old", "new", "model_spec")}
     return view
+
+
+@router.get("/transitions/{operation_id}/watch")
+async def watch_transition(
+    operation_id: str,
+    token: Viewer,
+    services: Parts,
+    seconds: Annotated[float, Query(gt=0, le=WATCH_SECONDS_MAX)] = WATCH_SECONDS_MAX,
+) -> StreamingResponse:
+    """One operation as server-sent events: at once, after every change, until it is final."""
+    _operation(operation_id, services, token)  # an unknown one is 404, not an empty stream
+    stream = transition_events(services, token, operation_id, seconds)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=STREAM_HEADERS)
 
 
 @router.get("/events")
@@ -197,6 +206,13 @@ async def spec(
     if seen is None:
         raise NotFoundError(f"no {kind} {name!r} is declared")
     return tagged(views.declared(seen.value), seen.value.generation, request, response)
+
+
+def _operation(operation_id: str, services: Services, token: TokenRecord) -> dict[str, Any]:
+    view = views.operation(operation_id, services.seen_by(token), services.limits)
+    if view is None:
+        raise NotFoundError(f"no operation {operation_id!r} is known")
+    return view
 
 
 def _by_name(item: dict[str, Any]) -> tuple[Any, ...]:

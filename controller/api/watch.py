@@ -3,7 +3,8 @@
 `fleet` events are complete, so a client that reconnects has lost nothing; with `Last-Event-ID` it
 is not sent again what it has. `event` events are single records of the event log in order: with
 `Last-Event-ID` the stream goes on after the last one received, none lost and none twice, as long as
-the log is kept. At most five a second; a comment as heartbeat when nothing happens.
+the log is kept. At most five a second; a comment as heartbeat when nothing happens. `transition`
+events tell of one operation, whenever it changed, and end with it: whoever waits for one asks once.
 """
 
 import json
@@ -14,6 +15,7 @@ from .. import views
 from .services import Services
 
 INTERVAL_S = 0.2  # between two events: five a second look live on a screen
+LOOK_S = 1.0  # for the end of a token or of the server, which no record of a model tells
 HEARTBEAT_S = 5.0  # well under the 30 s after which clients and proxies give up
 
 
@@ -60,6 +62,30 @@ async def log_events(
             yield b": alive\n\n"
 
 
+async def transition_events(
+    services: Services, token: TokenRecord, operation_id: str, seconds: float
+) -> AsyncIterator[bytes]:
+    """One operation whenever it changed, until it is final or unknown, or the time is over."""
+    told, silent_s, end_s = b"", 0.0, services.clock.monotonic() + seconds
+    while _goes_on(services, token):
+        version = services.mirror.control_version
+        view = views.operation(operation_id, services.seen_by(token), services.limits)
+        if view is None:
+            return
+        body = json.dumps(view, separators=(",", ":")).encode()
+        if body != told:
+            told, silent_s = body, 0.0
+            yield b"event: transition\ndata: " + body + b"\n\n"
+        started_s = services.clock.monotonic()
+        if view["final"] or started_s >= end_s:
+            return
+        await services.mirror.control_changed_since(version, min(LOOK_S, end_s - started_s))
+        silent_s += services.clock.monotonic() - started_s
+        if silent_s >= HEARTBEAT_S:
+            silent_s = 0.0
+            yield b": alive\n\n"
+
+
 def _goes_on(services: Services, token: TokenRecord) -> bool:
     return not services.stopping.is_set() and token in services.mirror.tokens()
 
@@ -67,5 +93,5 @@ def _goes_on(services: Services, token: TokenRecord) -> bool:
 async def _wait(services: Services, version: int) -> float:
     """Until something changed, a second at most; returns the seconds waited."""
     started = services.clock.monotonic()
-    await services.mirror.changed_since(version, INTERVAL_S * 5)
+    await services.mirror.changed_since(version, LOOK_S)
     return services.clock.monotonic() - started

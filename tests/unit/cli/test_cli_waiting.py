@@ -1,6 +1,8 @@
 """When does `scale --wait` end? Not before the change has begun, and not long after it is over."""
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -24,10 +26,13 @@ def test_what_is_there_is_settled_and_what_has_a_plan_is_not() -> None:
 
 
 class Polled:
-    """A client whose fleet is another one at every look; the last stays."""
+    """A client whose fleet is another one at every look, the last stays; its streams break off."""
 
     def __init__(self, *fleets: FleetView) -> None:
         self._fleets = list(fleets)
+
+    def watch_transition(self, operation_id: str, seconds: float) -> Iterator[dict[str, Any]]:
+        raise MoectlError(f"no stream of {operation_id} for {seconds} s")
 
     def fleet(self) -> FleetView:
         return self._fleets.pop(0) if len(self._fleets) > 1 else self._fleets[0]

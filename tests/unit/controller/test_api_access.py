@@ -149,6 +149,15 @@ async def test_watches_show_each_tenant_its_own_and_end_when_the_token_is_revoke
     assert all(b"chat" not in piece for piece in left)
 
 
+@pytest.mark.parametrize(("who", "status"), [("b-viewer", 404), ("nobody", 401)])
+async def test_an_operation_of_another_tenant_cannot_be_followed(
+    two_tenants, who: str, status: int
+) -> None:
+    async with client_of(two_tenants, f"secret-{who}") as client:
+        answer = await client.get("/v1/transitions/make-chat/watch?seconds=1")
+    assert answer.status_code == status
+
+
 async def test_the_event_stream_goes_on_after_the_last_event_received(two_tenants) -> None:
     token = two_tenants.mirror.snapshot().tokens[digest_of("secret-viewer")].value
     async with asyncio.timeout(10):
