@@ -121,14 +121,44 @@ def print_tables(result: BenchResult) -> None:
     keys = list(dict.fromkeys(key for row in result.results.values() for key in row))
     for wanted in _same_keys(result.results):
         shown = [key for key in keys if key in wanted]
-        table = Table("case", *shown)
-        for name, row in result.results.items():
-            if set(row) == wanted:
-                table.add_row(name, *(_text(row[key]) for key in shown))
-        console.print(table)
+        rows = {name: row for name, row in result.results.items() if set(row) == wanted}
+        for lines in _fitted(rows, shown, console.width):
+            table = Table(*lines[0])
+            for line in lines[1:]:
+                table.add_row(*line)
+            console.print(table)
     for note in result.notes:
         console.print(note, style="dim", markup=False, highlight=False)
     console.print(f"{result.device}; seed {result.seed}; commit {commit()}", style="dim")
+
+
+def _fitted(rows: Results, keys: Sequence[str], width: int) -> list[list[list[str]]]:
+    """The lines of one table, or of several that are no wider than the terminal.
+
+    A case a line where that fits; else a key a line, and as many cases beside each other as fit.
+    """
+    upright = [["case", *keys]]
+    upright += [[name, *(_text(row[key]) for key in keys)] for name, row in rows.items()]
+    if _width_of(upright) <= width:
+        return [upright]
+    turned = [list(line) for line in zip(*upright, strict=True)]
+    tables, at = [], 1
+    while at < len(turned[0]):
+        end = at + 1
+        while end < len(turned[0]) and _width_of(_columns(turned, at, end + 1)) <= width:
+            end += 1
+        tables.append(_columns(turned, at, end))
+        at = end
+    return tables
+
+
+def _columns(lines: Sequence[Sequence[str]], start: int, end: int) -> list[list[str]]:
+    return [[line[0], *line[start:end]] for line in lines]
+
+
+def _width_of(lines: Sequence[Sequence[str]]) -> int:
+    """Characters that a table of these lines takes: a space at both sides of a cell, and a rule."""
+    return sum(max(map(len, column)) + 3 for column in zip(*lines, strict=True)) + 1
 
 
 def _same_keys(results: Results) -> list[set[str]]:

@@ -4,14 +4,17 @@
     saturated           2 -> 4 under as many readers as fill every core and more
     fork servers killed 2 -> 4 right after every fork server was killed: their spares stand in
     nothing pre-warmed  2 -> 4 right after fork servers and spares were killed: torch is imported
-    free a device       4 -> 2 under requests with thousands of tokens to go; runs last
     elasticmoe-like     2 -> 4 with intake paused and in-flight requests drained before the flip
     cold restart        the model ended and started again at 4, fresh interpreters, warm page cache
     horizontal replica  another replica of width 2 from fresh interpreters, on an idle machine,
                         which flatters it: beside a serving one it would take longer
+    across nodes ...    the same changes where a device more is another node's: all weights that
+                        move cross a socket; and how long it takes to free a device there (4 -> 2
+                        under requests with thousands of tokens to go)
 
-The last two restart agents, fork servers and workers; etcd, controller and gateway run on. Without
-a folder the full bench makes a random model of more than a GiB of expert weights as held in pages;
+All but the last on one node of four devices, where weights move from device to device. Cold restart
+and replica restart agents, fork servers and workers; etcd, controller and gateway run on. Without a
+folder the full bench makes a random model of more than a GiB of expert weights as held in pages;
 `--quick` takes the demo model. Answers are compared with a run that never scaled.
 """
 
@@ -23,17 +26,24 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ...core.dtypes import DTYPE_BYTES, FLOAT32, expert_dtype
 from ...core.errors import MoectlError
 from ...core.facts import read_model_facts
-from ...core.units import parse_bytes
-from ..demo.metrics import Window, failures_in, longest_gap_ms, mismatches, tokens_per_second
+from ..demo.metrics import Window, failures_in, longest_gap_ms, tokens_per_second
 from ..demo.traffic import Traffic
 from ..gateway_client import ChatOptions
 from ..train.random_model import RandomModel, invisible_tokens, write_random_model
 from .frame import SOURCE_ROOT, BenchOptions, BenchResult, Results, core_count
+from .scale_acts import (
+    DRAIN_S,
+    Reference,
+    held_dtype,
+    losses,
+    quiet_window,
+    run_acts,
+    sizes_of,
+)
 from .scale_cycles import run_cycles
-from .scale_figures import Act, Bytes, by_name, ready_s, row_of, worst
+from .scale_figures import ready_s, worst
 from .scale_fleet import BenchFleet, Shape, bench_fleet
 from .scale_free import run_free
 
@@ -51,27 +61,29 @@ LARGE = RandomModel(
     head_dim=64,
 )
 SHARD_BYTES = 1 << 29
-BLOCK_TOKENS = 16  # the spec's default
 WIDTHS = (4, 2, 4, 3, 2)
 START, WIDE = 2, 4
 ROUNDS, ROUNDS_FULL = 2, 10
 # Steady: a reader for each rank that serves at first. Saturating: a queue at every rank.
 READERS, READERS_SATURATING = 2, 8
 TOKENS, TOKENS_QUICK = 256, 48  # ElasticMoE's own load decodes 250-500 tokens
-REFERENCE_S, DRAIN_S = 180.0, 120.0
-SETTLE_S = 0.5
+REFERENCE_S = 180.0
 CYCLES, CYCLES_FULL = 10, 100
 CYCLES_S_MIN = 120.0  # of the budget; with less left there is no cycle worth a fleet of eight
-WORD = "moectl"
+WORD, ACROSS = "moectl", "across nodes"
 FORK_SERVERS_LOST, UNPREPARED = "moectl, fork servers killed", "moectl, nothing pre-warmed"
 
 
 def run(options: BenchOptions) -> BenchResult:
-    """Moectl first, then the baselines on the same fleet, then the cycles."""
-    with _shape(options) as shape, bench_fleet(shape, options.report) as fleet:
-        measured = _Measured(options, fleet)
-        measured.run()
-        notes = measured.notes()
+    """One node with the baselines, then two nodes, then the cycles."""
+    with _shape(options) as shape:
+        with bench_fleet(shape, options.report) as fleet:
+            measured = _Measured(options, fleet)
+            measured.run()
+        across = replace(shape, nodes=2, devices_per_node=2)
+        with bench_fleet(across, options.report) as fleet:
+            measured.run_across(fleet)
+        notes = _notes(shape)
     results, summary = measured.results, measured.summary
     if options.quick or options.left_s() < CYCLES_S_MIN:
         summary |= {"cycles": 0}
@@ -84,6 +96,17 @@ def run(options: BenchOptions) -> BenchResult:
             summary[key] += results["cycles"][key]
     summary["cores"] = core_count()
     return BenchResult("scale", options.seed, results, summary, notes=notes)
+
+
+def _notes(shape: Shape) -> tuple[str, ...]:
+    """What a reader must know."""
+    held = sizes_of(shape).expert * sum(read_model_facts(shape.folder).experts_per_layer)
+    return (
+        f"expert weights as held in pages ({held_dtype(shape)}, arithmetic float32):"
+        f" {held / 2**30:.3f} GiB",
+        "one node of four devices, but for the rows that say across nodes and the cycles",
+        "horizontal replica: measured on an idle machine, which flatters it",
+    )
 
 
 @contextmanager
@@ -112,16 +135,16 @@ class _Measured:
         self._quiet_s = 1.5 if options.quick else 6.0
         self._tokens = TOKENS_QUICK if options.quick else TOKENS
         self._rounds = 1 if options.quick else ROUNDS_FULL if options.full else ROUNDS
-        self._sizes = _sizes(fleet.shape)
-        self._reference: dict[tuple[int, int], str] = {}
+        self._reference: Reference = {}
 
     def run(self) -> None:
-        """Everything on one fleet."""
+        """Everything on one node."""
         fleet = self._fleet
         fleet.up(START, with_models=False)
         fleet.end_agents()
         replica = fleet.up(START, with_models=True)
         self.results["horizontal replica"] = {"ready_s": replica}
+        fleet.until_touched()
         many = Traffic(fleet.target(), self._chats(READERS_SATURATING))
         self._options.report("reference", "the answers of a fleet that does not scale")
         first = many.play_once(REFERENCE_S)
@@ -136,51 +159,34 @@ class _Measured:
         self._elasticmoe_like(traffic)
         self._cold(traffic)
         self._sum_up()
-        self._free()
 
-    def notes(self) -> tuple[str, ...]:
-        """What a reader must know."""
-        held = self._sizes.expert * sum(
-            read_model_facts(self._fleet.shape.folder).experts_per_layer
-        )
-        return (
-            f"expert weights as held in pages ({_expert_dtype(self._fleet.shape)}, arithmetic"
-            f" float32): {held / 2**30:.3f} GiB",
-            "horizontal replica: measured on an idle machine, which flatters it",
-        )
+    def run_across(self, fleet: BenchFleet) -> None:
+        """What is measured on two nodes; after `run`, whose answers are the reference."""
+        fleet.up(START, with_models=True)
+        fleet.until_touched()
+        traffic = Traffic(fleet.target(), self._chats(READERS))
+        rows = run_acts(fleet, traffic, WIDTHS, self._quiet)
+        self.results |= {f"{ACROSS} {name}": row for name, row in rows.items()}
+        low = worst(list(rows.values()))
+        for key in ("throughput_during_over_before", "gap_over_p99", "bytes_ratio"):
+            self.summary[f"across_nodes_{key}"] = low[key]
+        self.summary["across_nodes_ready_s"] = rows[f"{START}->{WIDE}"]["ready_s"]
+        self._judge(traffic)
+        self._free(fleet)
 
     def _moectl(self, traffic: Traffic) -> None:
-        fleet, residency = self._fleet, self._fleet.residency()
-        residency.start()
-        traffic.start()
-        acts: list[Act] = []
-        try:
-            before, kv_before = self._quiet(), fleet.kv_blocks()
-            for width in WIDTHS * self._rounds:
-                transition = fleet.scale(width)
-                after, kv_after = self._quiet(), fleet.kv_blocks()
-                acts.append(Act(transition, before, after, kv_before, kv_after))
-                before, kv_before = after, kv_after
-        finally:
-            traffic.stop(DRAIN_S)
-            residency.stop()
-        for name, group in by_name(acts).items():
-            row = row_of(group, traffic.traces, residency.samples, self._sizes)
-            self.results[f"{WORD} {name}"] = row
-        rows = [row for name, row in self.results.items() if name.startswith(WORD)]
-        self.summary = worst(rows)
-        widened = self.results[f"{WORD} {START}->{WIDE}"]
-        for key in ("kv_blocks_before", "kv_blocks_after"):
+        rows = run_acts(self._fleet, traffic, WIDTHS * self._rounds, self._quiet)
+        self.results |= {f"{WORD} {name}": row for name, row in rows.items()}
+        self.summary = worst(list(rows.values()))
+        widened = rows[f"{START}->{WIDE}"]
+        for key in ("ready_s", "kv_blocks_before", "kv_blocks_after"):
             self.summary[key] = widened[key]
         self._judge(traffic)
 
     def _judge(self, traffic: Traffic) -> None:
         """Add what went wrong with the requests of a traffic that has ended to the summary."""
-        unfinished = traffic.sent - len(traffic.traces)
-        failed = sum(not t.is_ok for t in traffic.traces) + unfinished
-        wrong = mismatches(traffic.traces, self._reference)
-        self.summary["failed"] = self.summary.get("failed", 0) + failed
-        self.summary["token_mismatches"] = self.summary.get("token_mismatches", 0) + wrong
+        for key, count in losses(traffic, self._reference).items():
+            self.summary[key] = self.summary.get(key, 0) + count
 
     def _saturated(self, traffic: Traffic) -> None:
         """2 -> 4 while every core has more than it can do: what a steady load does not show."""
@@ -275,9 +281,9 @@ class _Measured:
         self.summary["unprepared_ratio"] = ready[UNPREPARED] / ours
         self.summary["fork_servers_lost_ratio"] = ready[FORK_SERVERS_LOST] / ours
 
-    def _free(self) -> None:
+    def _free(self, fleet: BenchFleet) -> None:
         """4 -> 2 under requests with thousands of tokens to go: when is a device free?"""
-        row = run_free(self._fleet, WIDE, START, self._options.seed)
+        row = run_free(fleet, WIDE, START, self._options.seed)
         self.results["free a device"] = row
         for key in ("free_device_s", "free_device_bound_s"):
             self.summary[key] = row[key]
@@ -292,19 +298,4 @@ class _Measured:
         return [seeded[i] if i % 2 and not is_random else plain for i in range(readers)]
 
     def _quiet(self) -> Window:
-        time.sleep(SETTLE_S)
-        start = time.time()
-        time.sleep(self._quiet_s)
-        return Window(start, time.time())
-
-
-def _expert_dtype(shape: Shape) -> str:
-    """As the workers hold experts on a cpu device."""
-    return expert_dtype("auto", shape.precision, read_model_facts(shape.folder).dtype)
-
-
-def _sizes(shape: Shape) -> Bytes:
-    facts, page = read_model_facts(shape.folder), parse_bytes(shape.page)
-    element = DTYPE_BYTES[_expert_dtype(shape)]
-    expert = -(-facts.expert_bytes(element) // page) * page
-    return Bytes(expert, facts.kv_bytes_per_token(DTYPE_BYTES[FLOAT32]) * BLOCK_TOKENS)
+        return quiet_window(self._quiet_s)

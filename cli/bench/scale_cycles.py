@@ -22,7 +22,7 @@ TALKERS, TOKENS = 4, 64
 
 def run_cycles(options: BenchOptions, model: Path, count: int) -> dict[str, float]:
     """As many cycles as asked for and as the budget allows; the row says how many."""
-    shape = Shape(folder=model, devices_per_node=4)
+    shape = Shape(folder=model, nodes=2, devices_per_node=4)
     ready: list[float] = []
     done = 0
     with bench_fleet(shape, options.report) as fleet:

@@ -4,6 +4,7 @@ An embedded fleet like `moectl up` makes, in a home of its own that is removed a
 through the API, like anyone else, and ends only processes that the fleet's run files name.
 """
 
+import contextlib
 import shutil
 import signal
 import tempfile
@@ -26,6 +27,7 @@ from ...core.paths import (
     signal_process,
     wait_gone,
 )
+from ...memory.hmm.client import HmmClient
 from .. import waiting
 from ..client import ApiClient
 from ..demo.residency import Residency
@@ -39,6 +41,7 @@ from ..teardown import tear_down
 MODEL = "chat"
 SCALE_DEADLINE_S = 120.0
 UP_DEADLINE_S = 240.0
+TOUCHED_DEADLINE_S = 180.0
 STATS_S = 1.3  # agents publish about once a second
 NODE_ADDRESSES = ("127.0.0.11", "127.0.0.12")
 
@@ -50,7 +53,8 @@ class Shape:
     """Which model is served on which devices."""
 
     folder: Path
-    devices_per_node: int = 2
+    nodes: int = 1
+    devices_per_node: int = 4
     hbm: str = "96MiB"
     page: str = "16KiB"
     kv: str = "32MiB"
@@ -65,7 +69,7 @@ class Shape:
         )
         nodes = "".join(
             f"    - {{name: n{number}, address: {address}, devices: [{devices}]}}\n"
-            for number, address in enumerate(NODE_ADDRESSES, 1)
+            for number, address in enumerate(NODE_ADDRESSES[: self.nodes], 1)
         )
         return (
             "apiVersion: moectl.dev/v1\nkind: Cluster\nmetadata: {name: bench}\n"
@@ -146,9 +150,28 @@ class BenchFleet:
 
     def residency(self) -> Residency:
         """A sampler of everything that the model holds on all nodes, promised pages too."""
+        return Residency(self._hmm_sockets(), MODEL, held_bytes)
+
+    def until_touched(self) -> None:
+        """Wait until free pages have their memory, as they have some seconds after a node starts.
+
+        Touching them takes what the cores have left, and a transition that comes before pays for
+        fresh pages itself.
+        """
+        self._report("fleet", "free pages get their memory")
+        with contextlib.ExitStack() as stack:
+            hmms = [stack.enter_context(HmmClient(at, "bench")) for at in self._hmm_sockets()]
+
+            def is_done() -> bool:
+                states = [device["pretouch"] for hmm in hmms for device in hmm.usage()]
+                return "touching" not in states
+
+            waiting.wait_until("memory of free pages", TOUCHED_DEADLINE_S, is_done, poll_s=0.25)
+
+    def _hmm_sockets(self) -> list[Path]:
         assert self.instance is not None
-        nodes = [str(node["name"]) for node in self.instance.nodes]
-        return Residency([self.home.node(name).hmm_socket for name in nodes], MODEL, held_bytes)
+        names = [str(node["name"]) for node in self.instance.nodes]
+        return [self.home.node(name).hmm_socket for name in names]
 
     def model(self) -> ModelView:
         """The model now."""
