@@ -10,6 +10,7 @@ ctypes, which also releases the interpreter lock during the call. MAP_FIXED sile
 whatever was at an address: it is used inside ranges that `reserve` returned, and nowhere else.
 
 Page kinds are tried from the cheapest to remap to the plainest: hugetlb, shared huge pages, 4 KiB.
+Of the last, free ones are turned into 2 MiB pages ahead of need (`populate_huge`).
 """
 
 import ctypes
@@ -35,6 +36,7 @@ _MAP_NORESERVE = 0x4000
 _MADV_HUGEPAGE = 14
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
+_MADV_COLLAPSE = 25  # since Linux 6.1
 _FALLOC_PUNCH_HOLE = 0x02 | 0x01  # with KEEP_SIZE, which the call requires
 _MFD_HUGE_2MB = 21 << 26
 _F_ADD_SEALS = 1033
@@ -181,6 +183,23 @@ class HostBackend:
         if self._libc.madvise(address, bytes, _MADV_POPULATE_WRITE) != 0:
             raise _errno_error(f"touch {bytes} bytes ahead")
 
+    def populate_huge(self, address: int, bytes: int) -> int:
+        """Like `populate`, in 2 MiB pages of the OS where it can; returns the bytes that are huge.
+
+        Place, length and place in the device are multiples of 2 MiB. MADV_COLLAPSE heeds no switch
+        of the system, and who maps the pages later fills one entry for 2 MiB instead of 512. It
+        wants something to collapse, so one small page comes first. Its refusal is no error: an
+        older kernel, a page in use by it at this moment, or no 2 MiB in one piece.
+        """
+        huge = 0
+        for place in range(address, address + bytes, HUGE_PAGE_BYTES):
+            self.populate(place, OS_PAGE_BYTES)
+            if self._libc.madvise(place, HUGE_PAGE_BYTES, _MADV_COLLAPSE) == 0:
+                huge += HUGE_PAGE_BYTES
+            else:
+                self.populate(place, HUGE_PAGE_BYTES)
+        return huge
+
     def copy(self, target: int, source: int, bytes: int) -> None:
         """memcpy, without the interpreter lock."""
         ctypes.memmove(target, source, bytes)
@@ -216,6 +235,11 @@ def is_sealed(fd: int) -> bool:
     except OSError:
         return False
     return seals & _SEALS_AGAINST_RESIZING == _SEALS_AGAINST_RESIZING
+
+
+def can_gather(handle: DeviceHandle) -> bool:
+    """Whether 2 MiB pages of the OS can be made of a device's pages, each on its own."""
+    return handle.page_kind == KIND_SMALL and handle.page_bytes % HUGE_PAGE_BYTES == 0
 
 
 def held_bytes(fd: int) -> int:

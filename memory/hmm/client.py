@@ -247,7 +247,7 @@ class HmmClient:
         """Per device: device, page_bytes, page_kind, total, free, reserved, used {owner: pages}.
 
         And claims {party: [guarantee, weight]}, touched (pages with memory behind them), pretouch
-        (what goes on), pretouch_limit, touched_ahead_bytes.
+        (what goes on), pretouch_limit, touched_ahead_bytes, huge_bytes (made of 2 MiB pages).
         """
         return list(self.call({"op": "usage"})["usage"])
 

@@ -7,21 +7,26 @@ that are touched ahead to so many bytes, 0 switches it off, and `trim` does too:
 back to the machine does not want it taken again. When the machine has no memory to spare, nothing
 is touched until it has.
 
+Then the free pages that were in use before are turned into 2 MiB pages of the OS, as those touched
+ahead are from the beginning (`HostBackend.populate_huge`). Pages in use are left alone: the one who
+reads or writes there would wait.
+
 Hugetlb pages were set aside when the device was made, and driver pages are created whole: there is
 nothing to do for them. Standard library only; never blocks.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import socket
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..backend import PageRun
-from ..host import KIND_HUGETLB, held_bytes
+from ..backend import PageRun, coalesce, expand
+from ..host import KIND_HUGETLB, can_gather, held_bytes
 from .holdings import Device
 
 if TYPE_CHECKING:  # 30 ms of a start that has 200: loaded at the first order
@@ -48,6 +53,10 @@ class Progress:
     is_short: bool = False
     error: str = ""
     free_seen: int = -1  # free pages at the last look: a limit is filled up again when they go
+    huge: set[int] = field(default_factory=set)  # pages made of 2 MiB pages of the OS
+    gather_next: int = 0  # the free page to go on from with those that are not
+    gather_seen: int = -1  # free pages when all were gone through
+    refusals: int = 0  # orders in a row by which no page became huge
 
 
 class Pretouch:
@@ -60,6 +69,7 @@ class Pretouch:
         self._sock: socket.socket | None = None
         self._busy = ""  # the device of the order under way
         self._rest = -1  # the first free page that was not in that order; -1 when all were
+        self._is_gather = False  # that order is about pages that have memory already
         self._at: float | None = None  # when the next order may be given
         self._failures = 0
 
@@ -67,6 +77,12 @@ class Pretouch:
         """Keep so many bytes of free pages touched ahead; ALL for all, 0 for none."""
         known = self._progress.setdefault(device_id, Progress())
         known.limit, known.next, known.error = bytes, 0, ""
+        known.gather_next, known.gather_seen, known.refusals = 0, -1, 0
+
+    def trimmed(self, device_id: str, runs: Sequence[PageRun]) -> None:
+        """These free pages have no memory any more, and get none ahead from now on."""
+        self.set_limit(device_id, 0)
+        self._progress[device_id].huge.difference_update(expand(tuple(runs)))
 
     def limits(self) -> dict[str, int]:
         """device -> limit, for a successor."""
@@ -80,7 +96,8 @@ class Pretouch:
         if state == "done" and is_at_it:
             state = "short of memory" if known.is_short else "touching"
         body = {"touched": touched_pages(device), "pretouch": known.error or state}
-        return body | {"pretouch_limit": known.limit, "touched_ahead_bytes": known.touched}
+        body |= {"pretouch_limit": known.limit, "touched_ahead_bytes": known.touched}
+        return body | {"huge_bytes": len(known.huge) * device.handle.page_bytes}
 
     @property
     def sock(self) -> socket.socket | None:
@@ -91,7 +108,8 @@ class Pretouch:
         """Seconds until `turn` has something to do; None when it has nothing."""
         if self._busy or self._failures >= FAILURES_MAX:
             return None
-        if not any(map(self._is_wanting, self._devices)):
+        names = self._devices
+        if not any(map(self._is_wanting, names)) and not any(map(self._is_gathering, names)):
             return None
         return START_S if self._at is None else max(0.0, self._at - now)
 
@@ -102,7 +120,11 @@ class Pretouch:
         if self._at is None:
             self._at = now + START_S
         if now >= self._at:
-            self._order(next(name for name in sorted(self._devices) if self._is_wanting(name)), now)
+            wanting = [name for name in sorted(self._devices) if self._is_wanting(name)]
+            if wanting:
+                self._order(wanting[0], now)
+            else:
+                self._order_gathering(next(filter(self._is_gathering, sorted(self._devices))), now)
 
     def read(self, now: float) -> str:
         """Take the child's answer; returns a line for the log, or nothing."""
@@ -117,8 +139,7 @@ class Pretouch:
             self.close()
             self._failures, self._at = self._failures + 1, now + SHORT_S
             return f"the process that touches pages ended ({self._failures})"
-        self._note(device, known, json.loads(text))
-        is_over = known.next < 0
+        is_over = self._note(known, json.loads(text))
         self._at = now + (SHORT_S if known.is_short else START_S if is_over else 0.0)
         return f"device {device}: no page is touched ahead: {known.error}" if known.error else ""
 
@@ -148,6 +169,14 @@ class Pretouch:
             return False
         return self._room(device_id) >= device.handle.page_bytes
 
+    def _is_gathering(self, device_id: str) -> bool:
+        known, device = self._progress.get(device_id), self._devices[device_id]
+        if known is None or not known.limit or not can_gather(device.handle):
+            return False
+        free = device.pool.free_count
+        is_over = known.gather_next < 0 and free == known.gather_seen
+        return bool(free) and not is_over and known.refusals < FAILURES_MAX
+
     def _room(self, device_id: str) -> int:
         """Bytes that the next order may touch."""
         known, device = self._progress[device_id], self._devices[device_id]
@@ -167,13 +196,33 @@ class Pretouch:
             known.next = -1
             return
         self._rest = ahead[RUNS_MAX].first if len(ahead) > RUNS_MAX else -1
-        handle = device.handle
+        self._is_gather = False
+        self._send(device_id, ahead[:RUNS_MAX], {"room": self._room(device_id)}, now)
+
+    def _order_gathering(self, device_id: str, now: float) -> None:
+        known, device = self._progress[device_id], self._devices[device_id]
+        start = max(known.gather_next, 0)
+        if not start:
+            known.gather_seen = device.pool.free_count
+        pages = (page for run in device.pool.free_runs() for page in expand((_from(run, start),)))
+        count = max(1, PIECE_BYTES // device.handle.page_bytes)
+        piece = list(itertools.islice((page for page in pages if page not in known.huge), count))
+        if not piece:
+            known.gather_next = -1
+            return
+        self._rest, self._is_gather = piece[-1] + 1, True
+        self._send(device_id, coalesce(piece), {}, now)
+
+    def _send(
+        self, device_id: str, runs: Sequence[PageRun], extra: dict[str, int], now: float
+    ) -> None:
+        handle = self._devices[device_id].handle
         order = {
             "page_bytes": handle.page_bytes,
             "page_count": handle.page_count,
             "page_kind": handle.page_kind,
-            "runs": [[run.first, run.count] for run in ahead[:RUNS_MAX]],
-            "room": self._room(device_id),
+            "runs": [[run.first, run.count] for run in runs],
+            **extra,
         }
         try:
             socket.send_fds(self._begun(), [json.dumps(order).encode()], [handle.fd])
@@ -183,15 +232,24 @@ class Pretouch:
             return
         self._busy = device_id
 
-    def _note(self, device_id: str, known: Progress, answer: dict[str, Any]) -> None:
+    def _note(self, known: Progress, answer: dict[str, Any]) -> bool:
+        """Take in what came of an order; returns whether there is no more to do of its kind."""
+        huge = expand(tuple(PageRun(*map(int, run)) for run in answer.get("huge", ())))
+        known.huge.update(huge)
         known.touched += int(answer["touched"])
         known.is_short = bool(answer.get("short"))
         known.error = str(answer.get("error", ""))
-        known.next = int(answer["next"])
-        if known.next < 0:
-            known.next = self._rest
         if known.error:
             known.limit = 0
+        at = int(answer["next"])
+        at = self._rest if at < 0 else at
+        if self._is_gather:
+            known.gather_next = at
+            is_refused = bool(answer.get("refused")) and not huge
+            known.refusals = known.refusals + 1 if is_refused else 0
+        else:
+            known.next = at
+        return at < 0
 
     def _begun(self) -> socket.socket:
         """The child's socket; starts it at the first order."""

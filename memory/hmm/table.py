@@ -231,7 +231,7 @@ class Table:
         device = self._of(request)
         owner = self.state.owner_of(device.handle)
         free = device.pool.free_runs()
-        self.pretouch.set_limit(device.handle.device_id, 0)
+        self.pretouch.trimmed(device.handle.device_id, free)
         return Answer({"bytes": sum(owner.trim(device.handle, run) for run in free)})
 
     def _pretouch(self, session: Session, request: Message) -> Answer:

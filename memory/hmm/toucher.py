@@ -6,12 +6,16 @@ at a time, and is the first to go when memory runs out. It runs only when a core
 do, and ends with the HMM.
 
     order    {"page_bytes", "page_count", "page_kind", "runs": [[first, count], ..], "room": bytes}
-             with the device's descriptor: touch up to `room` bytes of these free pages
-    answer   {"touched": bytes, "next": page or -1, "short": bool, "error": text}
+             with the device's descriptor: touch up to `room` bytes of these free pages; without
+             `room`: turn those that have memory into 2 MiB pages of the OS
+    answer   {"touched": bytes, "next": page or -1, "short": bool, "error": text,
+              "huge": [[first, count], ..], "refused": pages}
 
 Touching is MADV_POPULATE_WRITE: it changes no byte, so a page that somebody reserves and fills at
 the same moment keeps what he writes; and where there is no memory it fails, without a signal.
-`next` is where to go on, `short` says that the machine has no memory to spare.
+`next` is where to go on, `short` says that the machine has no memory to spare. `huge` names the
+pages that are made of 2 MiB pages of the OS now: changing mappings is next to free with those. A
+page of the device that is no multiple of 2 MiB would share one with a neighbour: it stays as it is.
 Standard library only.
 """
 
@@ -27,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import MoectlError
-from ..backend import DeviceHandle, PageRun
-from ..host import HostBackend
+from ..backend import DeviceHandle, PageRun, coalesce
+from ..host import HUGE_PAGE_BYTES, HostBackend, can_gather
 from ..machine import spare_bytes
 
 SLICE_BYTES = 2 << 20  # one call: some milliseconds, then memory is looked at again
@@ -41,6 +45,8 @@ class Toucher:
 
     def __init__(self, handle: DeviceHandle, backend: HostBackend) -> None:
         self._handle, self._backend = handle, backend
+        self._huge: list[int] = []  # pages
+        self._refused = 0
 
     def touch(self, runs: Sequence[PageRun], room: int) -> dict[str, Any]:
         """Touch pages of `runs` that have no memory, until `room` bytes are done."""
@@ -51,21 +57,46 @@ class Toucher:
                     part = PageRun(piece.first, min(piece.count, left))
                     is_short = spare_bytes() < part.count * page
                     if not part.count or is_short:
-                        return _answer_of(room // page - left, page, piece.first, is_short)
+                        return self._answer(room // page - left, piece.first, is_short)
                     self._populate(part)
                     left -= part.count
                     if part.count < piece.count:
-                        return _answer_of(room // page, page, part.first + part.count, False)
-        return _answer_of(room // page - left, page, -1, False)
+                        return self._answer(room // page, part.first + part.count, False)
+        return self._answer(room // page - left, -1, False)
+
+    def gather(self, runs: Sequence[PageRun]) -> dict[str, Any]:
+        """Turn pages of `runs` that have memory into 2 MiB pages of the OS; others stay without.
+
+        The kernel needs 2 MiB for a moment, and gives as much back.
+        """
+        for run in runs:
+            for page in range(run.first, run.first + run.count):
+                if self._backend.untouched(self._handle, PageRun(page, 1)):
+                    continue
+                if spare_bytes() < HUGE_PAGE_BYTES:
+                    return self._answer(0, page, True)
+                self._populate(PageRun(page, 1))
+        return self._answer(0, -1, False)
 
     def _populate(self, piece: PageRun) -> None:
         size = piece.count * self._handle.page_bytes
         address = self._backend.reserve(size)
         try:
             self._backend.map(address, self._handle, piece, writable=True)
-            self._backend.populate(address, size)
+            if not can_gather(self._handle):
+                self._backend.populate(address, size)
+            elif self._backend.populate_huge(address, size) == size:
+                self._huge += range(piece.first, piece.first + piece.count)
+            else:
+                self._refused += piece.count
         finally:
             self._backend.release(address, size)
+
+    def _answer(self, pages: int, at: int, is_short: bool) -> dict[str, Any]:
+        touched = pages * self._handle.page_bytes
+        huge = [[run.first, run.count] for run in coalesce(self._huge)]
+        more = {"huge": huge, "refused": self._refused}
+        return {"touched": touched, "next": at, "short": is_short, **more}
 
 
 def serve(sock: socket.socket) -> None:
@@ -89,11 +120,8 @@ def _answer(order: dict[str, Any], fd: int, backend: HostBackend) -> dict[str, A
     sizes = int(order["page_bytes"]), int(order["page_count"])
     handle = DeviceHandle("", fd, *sizes, str(order["page_kind"]))
     runs = [PageRun(int(first), int(count)) for first, count in order["runs"]]
-    return Toucher(handle, backend).touch(runs, int(order["room"]))
-
-
-def _answer_of(pages: int, page_bytes: int, at: int, is_short: bool) -> dict[str, Any]:
-    return {"touched": pages * page_bytes, "next": at, "short": is_short}
+    toucher = Toucher(handle, backend)
+    return toucher.touch(runs, int(order["room"])) if "room" in order else toucher.gather(runs)
 
 
 def _sliced(run: PageRun, pages: int) -> list[PageRun]:

@@ -96,11 +96,12 @@ def run_child(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextlib.contextmanager
-def started_child(code: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+def started_child(
+    code: str, *arguments: str, pass_fds: Sequence[int] = ()
+) -> Iterator["subprocess.Popen[str]"]:
     """A process that runs until the test ends it, by id."""
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", code, *arguments], stdout=subprocess.PIPE, text=True
-    )
+    argv = [sys.executable, "-P", "-c", code, *arguments]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, pass_fds=pass_fds)
     try:
         yield process
     finally:

@@ -52,7 +52,8 @@ def test_touching_gives_memory_and_changes_no_byte(device: "tuple[HostBackend, D
     backend, held = device
     os.pwrite(held.handle.fd, b"kept", 5 * PAGE)
     answer = Toucher(held.handle, backend).touch([PageRun(2, 8)], 1 << 40)
-    assert answer == {"touched": 8 * PAGE, "next": -1, "short": False}
+    told = {"huge": [], "refused": 0}  # of pages smaller than 2 MiB
+    assert answer == {"touched": 8 * PAGE, "next": -1, "short": False, **told}
     assert backend.untouched(held.handle, PageRun(0, 64)) == [PageRun(0, 2), PageRun(10, 54)]
     assert os.pread(held.handle.fd, 4, 5 * PAGE) == b"kept"
     assert held_bytes(held.handle.fd) == 8 * PAGE
@@ -64,7 +65,7 @@ def test_nothing_is_touched_when_the_machine_has_none_to_spare(
     backend, held = device
     monkeypatch.setattr("moectl.memory.hmm.toucher.spare_bytes", lambda: 0)
     answer = Toucher(held.handle, backend).touch([PageRun(4, 8)], 1 << 40)
-    assert answer == {"touched": 0, "next": 4, "short": True}
+    assert answer == {"touched": 0, "next": 4, "short": True, "huge": [], "refused": 0}
     assert held_bytes(held.handle.fd) == 0
 
 
