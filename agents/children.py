@@ -33,6 +33,7 @@ from .config import AgentConfig
 from .launch import client as launch_client
 from .launch.client import ForkServerClient
 from .launch.spare import read_spare
+from .siblings import Siblings
 
 log = logging.getLogger("moectl.agent.children")
 
@@ -54,6 +55,7 @@ class Children:
         self.store_address = ""
         self._config = config
         self._home = home
+        self._siblings = Siblings(home, config.siblings)
         self._started: dict[str, subprocess.Popen[bytes]] = {}
         self._locks = {HMM: asyncio.Lock(), FORK_SERVER: asyncio.Lock()}
 
@@ -70,17 +72,32 @@ class Children:
         async with self._locks[role]:  # one start at a time; others wait until it is ready
             if self.is_running(role) or (role == HMM and await self._adopt_successor()):
                 return False
-            if role == FORK_SERVER and await self._adopt_spare():
-                return True
-            try:
+            if role == HMM:
                 await self._start_ready(role)
+            elif not await self._adopt_spare():
+                await self._new_fork_server()
+            return True
+
+    async def _new_fork_server(self) -> None:
+        """One that a sibling's forks, else one that imports; one import at a time on a machine."""
+        async with self._siblings.turn(READY_S):
+            if await self._is_forked_by_sibling():
+                return
+            try:
+                await self._start_ready(FORK_SERVER)
             except MoectlError:
                 # A spare that nobody had written down yet may have taken the place meanwhile.
-                if role != FORK_SERVER or not await self._adopt_serving():
+                if not await self._adopt_serving():
                     raise
-            if role == FORK_SERVER:
-                await self.fork_server.close()  # what is open leads to its predecessor
-            return True
+            await self.fork_server.close()  # what is open leads to its predecessor
+
+    async def _is_forked_by_sibling(self) -> bool:
+        forked = await self._siblings.fork(self._home.log_file(FORK_SERVER))
+        if forked is None:
+            return False
+        # Written down before it serves, as what is started here: nothing may be left unknown.
+        write_run_file(self._home.run_dir, FORK_SERVER, forked, self._fork_argv(-1))
+        return await self._adopt_soon(forked)
 
     async def _adopt_successor(self) -> bool:
         """Whether another HMM serves in place of the one we know: an upgrade took over from it."""
@@ -98,9 +115,13 @@ class Children:
     async def _adopt_spare(self) -> bool:
         """Whether the spare of a fork server that died serves in its place now."""
         await self.fork_server.close()
-        end_s = time.monotonic() + TAKE_OVER_S
         spare = read_spare(self._home.fork_socket)
-        while spare is not None and is_alive(spare) and time.monotonic() < end_s:
+        return await self._adopt_soon(spare) if spare is not None else False
+
+    async def _adopt_soon(self, coming: ProcessId) -> bool:
+        """Whether the fork server that is about to serve at our path does so in time."""
+        end_s = time.monotonic() + TAKE_OVER_S
+        while is_alive(coming) and time.monotonic() < end_s:
             if await self._adopt_serving():
                 return True
             await asyncio.sleep(TAKE_OVER_RETRY_S)
@@ -115,7 +136,7 @@ class Children:
         if process is None:
             return False
         write_run_file(self._home.run_dir, FORK_SERVER, process, self._fork_argv(-1))
-        log.info("adopted fork server pid %d: it was the spare", process.pid)
+        log.info("adopted fork server pid %d: it was forked, not started", process.pid)
         return True
 
     async def ensure_store(self) -> bool:

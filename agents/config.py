@@ -33,6 +33,7 @@ class AgentConfig:
     secret_file: str  # hex secret of the data plane
     instance: str = ""  # MOECTL_INSTANCE of every child
     lease_ttl_s: float = 5.0
+    siblings: tuple[str, ...] = ()  # folders beside node_dir: nodes of the same machine and user
     etcd_security: EtcdSecurity = field(default_factory=EtcdSecurity)
 
     def __post_init__(self) -> None:

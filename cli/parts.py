@@ -78,6 +78,7 @@ def agent_part(home: Home, instance: Instance, node: Mapping[str, Any]) -> Part:
         "secret_file": str(home.internal_key_file),
         "instance": instance.instance,
         "lease_ttl_s": parse_duration_s(instance.spec["leaseTtl"]),
+        "siblings": [other["name"] for other in instance.nodes if other["name"] != node["name"]],
     }
     return _python_part(home, f"agent-{node['name']}", "moectl.agents.agent", settings)
 

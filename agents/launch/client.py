@@ -53,6 +53,11 @@ class ForkServerClient:
         reply = await self._call({"op": "spawn_store", "host": host})
         return int(reply["pid"]), int(reply["port"])
 
+    async def spawn_server(self, socket_path: Path, log_path: Path) -> int:
+        """Fork a fork server that will serve at another path; returns its pid."""
+        request = {"op": "spawn_server", "socket": str(socket_path), "log": str(log_path)}
+        return int((await self._call(request))["pid"])
+
     async def stop(self) -> None:
         """End the fork server; its children live on."""
         await self._call({"op": "stop"})

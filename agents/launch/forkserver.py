@@ -11,6 +11,7 @@ Requests and replies are frames as the HMM's. Children live on when this process
 
     {"op":"template","folder"} -> {}               {"op":"spawn","config":{WorkerLaunch}} -> {"pid"}
     {"op":"spawn_store","host"} -> {"pid","port"}  {"op":"ping"} -> {"pid","children","templates"}
+    {"op":"spawn_server","socket","log"} -> {"pid"}: a fork server for a sibling, see `siblings.py`
     {"op":"stop"} -> {} and the end
 
 A spare, forked from it, takes its place when it is killed: see `spare.py`.
@@ -18,7 +19,6 @@ A spare, forked from it, takes its place when it is killed: see `spare.py`.
 
 import argparse
 import contextlib
-import gc
 import os
 import selectors
 import signal
@@ -32,6 +32,8 @@ from typing import Any
 from ...core.errors import EngineError, MemoryPoolError, MoectlError, ProtocolError
 from ...memory.hmm import wire
 from ...memory.hmm.listener import Place, peer_uid, take_place
+from .group_store import host_store, is_readable
+from .imports import BuildTemplate, RunWorker, import_engine, lasting
 from .orders import WorkerLaunch
 from .spare import Spare
 
@@ -44,18 +46,6 @@ PLACE_S, PLACE_RETRY_S = 1.0, 0.01
 #: A spare that lived shorter is not replaced at once.
 SPARE_S_MIN = 1.0
 
-#: Set before torch is imported: one thread of arithmetic, and no native stack traces in worker logs
-#: when a group is given up on purpose.
-_QUIET = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-}
-
-RunWorker = Callable[[WorkerLaunch, Any], int]
-BuildTemplate = Callable[[Path], Any]
-
 
 class ForkServer:
     """One selector, one thread, requests answered where they arrive."""
@@ -63,8 +53,7 @@ class ForkServer:
     def __init__(
         self,
         listener: socket.socket,
-        build_template: BuildTemplate,
-        run_worker: RunWorker,
+        engine: tuple[BuildTemplate, RunWorker],
         own_fds: Sequence[int] = (),
         spare: Spare | None = None,
         templates: dict[str, Any] | None = None,
@@ -72,8 +61,8 @@ class ForkServer:
         self._listener = listener
         self._own_fds = tuple(own_fds)  # children close them: the lock must end with this process
         self._spare = spare
-        self._build_template = build_template
-        self._run_worker = run_worker
+        self._engine = engine
+        self._build_template, self._run_worker = engine
         self._templates: dict[str, Any] = templates if templates is not None else {}
         self._children: dict[int, str] = {}
         self._readers: dict[socket.socket, wire.FrameReader] = {}
@@ -198,6 +187,9 @@ class ForkServer:
             case "spawn":
                 launch = WorkerLaunch.from_plain(request.get("config"))
                 return {"pid": self._spawn(launch)}
+            case "spawn_server":
+                path, log = (Path(str(request.get(name))) for name in ("socket", "log"))
+                return {"pid": self._spawn_server(path, log)}
             case "spawn_store":
                 return self._spawn_store(str(request.get("host")))
             case "stop":
@@ -210,9 +202,8 @@ class ForkServer:
         if folder not in self._templates:
             if len(self._templates) >= TEMPLATES_MAX:
                 self._templates.pop(next(iter(self._templates)))
-            self._templates[folder] = self._build_template(Path(folder))
-            gc.collect()
-            gc.freeze()  # children never write to what is here, so its memory stays shared
+            with lasting():
+                self._templates[folder] = self._build_template(Path(folder))
         return self._templates[folder]
 
     def _spawn(self, launch: WorkerLaunch) -> int:
@@ -224,6 +215,15 @@ class ForkServer:
             _leave(lambda: self._run_worker(launch, template), Path(launch.log_path))
         return pid
 
+    def _spawn_server(self, path: Path, log_path: Path) -> int:
+        """A fork server for another node of this machine: what is imported here, it has."""
+        pid = self._fork(f"fork server at {path}")
+        if pid == 0:
+            _name_process("moe forkserver")
+            templates = dict(self._templates)
+            _leave(lambda: _serve_at(path, self._engine, templates), log_path)
+        return pid
+
     def _spawn_store(self, host: str) -> dict[str, Any]:
         with socket.create_server((host, 0)) as listener:  # bound to one address, never to all
             port = listener.getsockname()[1]
@@ -232,10 +232,10 @@ class ForkServer:
             if pid == 0:
                 os.close(read_fd)
                 _name_process("moe store")
-                _leave(lambda: _host_store(listener, host, port, write_fd), None)
+                _leave(lambda: host_store(listener, host, port, write_fd), None)
             os.close(write_fd)
         with os.fdopen(read_fd, "rb") as pipe:
-            if not _readable(pipe.fileno(), STORE_READY_S) or pipe.read(1) != b"r":
+            if not is_readable(pipe.fileno(), STORE_READY_S) or pipe.read(1) != b"r":
                 os.kill(pid, signal.SIGKILL)
                 raise EngineError(f"the store at {host} did not come up")
         return {"pid": pid, "port": port}
@@ -314,40 +314,6 @@ def _name_process(name: str) -> None:
         Path("/proc/self/comm").write_text(name[:15], encoding="utf-8")
 
 
-def _host_store(listener: socket.socket, host: str, port: int, ready_fd: int) -> int:
-    from torch import distributed
-
-    store = distributed.TCPStore(
-        host,
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        master_listen_fd=listener.detach(),
-    )
-    os.write(ready_fd, b"r")
-    os.close(ready_fd)
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    del store
-    return 0
-
-
-def _readable(fd: int, deadline_s: float) -> bool:
-    with selectors.DefaultSelector() as selector:
-        selector.register(fd, selectors.EVENT_READ)
-        return bool(selector.select(deadline_s))
-
-
-def _import_engine() -> tuple[BuildTemplate, RunWorker]:
-    """The imports that workers must not pay for, with one thread of arithmetic only."""
-    os.environ.update(_QUIET)
-    import torch
-
-    torch.set_num_threads(1)
-    from ..engine import worker
-
-    return worker.build_template, worker.run
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Import, listen, serve; returns the exit code."""
     parser = argparse.ArgumentParser(prog="moectl forkserver", description="Forks workers.")
@@ -355,29 +321,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ready-fd", type=int)
     options = parser.parse_args(argv)
     try:
-        build, run = _import_engine()
-        templates: dict[str, Any] = {}
-        gc.collect()
-        gc.freeze()
-        ready_fd = options.ready_fd
-        while True:
-            place = _take_place(options.socket)
-            if ready_fd is not None:
-                with contextlib.suppress(OSError):  # whoever started us may be gone
-                    os.write(ready_fd, b"ready\n")
-                    os.close(ready_fd)
-                ready_fd = None
-            spare = Spare(options.socket)
-            server = ForkServer(place.listener, build, run, (place.lock,), spare, templates)
-            if not server.serve():
-                place.close()
-                return 0
-            # From here on this process is the spare: the server that it was forked from is dead.
-            templates = server.templates
-            _name_process("moe forkserver")
+        return _serve_at(options.socket, import_engine(), {}, options.ready_fd)
     except MoectlError as error:
         print(f"fork server: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+
+
+def _serve_at(
+    path: Path,
+    engine: tuple[BuildTemplate, RunWorker],
+    templates: dict[str, Any],
+    ready_fd: int | None = None,
+) -> int:
+    """Serve at a path until told to stop, in this process and in each spare that takes over."""
+    while True:
+        place = _take_place(path)
+        if ready_fd is not None:
+            with contextlib.suppress(OSError):  # whoever started us may be gone
+                os.write(ready_fd, b"ready\n")
+                os.close(ready_fd)
+            ready_fd = None
+        server = ForkServer(place.listener, engine, (place.lock,), Spare(path), templates)
+        if not server.serve():
+            place.close()
+            return 0
+        # From here on this process is the spare: the server that it was forked from is dead.
+        templates = server.templates
+        _name_process("moe forkserver")
 
 
 def _take_place(path: Path) -> Place:

@@ -1,5 +1,7 @@
 """Makes the parts that drive real processes importable by the tests beside them, and the fleet of
 real workers that several of them drive (no etcd, no controller).
+
+What is dear to start is started once: two nodes and a fork server for all tests of real workers.
 """
 
 import sys
@@ -25,7 +27,7 @@ def expected(checkpoint):
     return Alone(checkpoint)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def site(tmp_path_factory):
     from worker_site import Site
 

@@ -5,14 +5,13 @@ loaded from its own checkpoint into pages, spread over two devices, spread anew 
 talks, and says what a single rank says.
 """
 
-import sys
 import time
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DeepseekV3Config, GptOssConfig, MixtralConfig
 from worker_fleet import EXPERTS, LAYERS, Fleet, spread
-from worker_site import DEADLINE_S, DEVICES, Site
+from worker_site import DEADLINE_S, DEVICES
 
 from moectl.agents.engine.local import open_engine, open_forward
 from moectl.agents.engine.request import Request
@@ -54,15 +53,6 @@ KINDS = {
         topk_group=1,
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    running = Site(tmp_path_factory.mktemp("site"))
-    yield running
-    running.close()
-    for log in sorted(running.root.glob("*.log")):
-        print(f"--- {log.name}\n{log.read_text()}", file=sys.stderr)
 
 
 # A reproducible model keeps the experts of a bfloat16 checkpoint in bfloat16.

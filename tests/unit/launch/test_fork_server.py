@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import select
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -18,7 +20,7 @@ from moectl.agents.launch.forkserver import SPARE_S_MIN, ForkServer
 from moectl.agents.launch.orders import WorkerLaunch
 from moectl.agents.launch.spare import read_spare
 from moectl.core.errors import EngineError, ProtocolError
-from moectl.core.paths import wait_gone
+from moectl.core.paths import process_id, wait_gone
 
 DEADLINE_S = 60.0
 DEMO = Path(__file__).parents[3] / "clusters" / "models" / "demo"
@@ -36,6 +38,30 @@ ORDERS = WorkerLaunch(
     model_spec={},
     log_path="l",
 )
+#: What an import of torch or transformers may draw in, and no worker ever uses.
+NEVER_USED = ["torchvision", "torchaudio", "sklearn", "scipy", "pandas", "matplotlib", "accelerate"]
+NEVER_USED += ["tensorflow", "jax", "datasets", "transformers.pipelines", "transformers.trainer"]
+NEVER_USED += ["torch._inductor.compile_fx", "torch.utils.tensorboard", "pydantic", "fastapi"]
+
+PROBE = """
+import gc, json, os, sys
+from pathlib import Path
+passes = gc.get_stats()[2]["collections"]
+from moectl.agents.launch.imports import import_engine
+build, run = import_engine()
+passes = gc.get_stats()[2]["collections"] - passes
+def families():
+    names = [name.split(".") for name in sys.modules if name.startswith("transformers.models.")]
+    return sorted({name[2] for name in names})
+before = families()
+never_used, folder = json.loads(sys.stdin.read())
+build(Path(folder))
+print(json.dumps({
+    "needless": [name for name in never_used if name in sys.modules], "passes": passes,
+    "families": [before, families()], "threads": len(os.listdir("/proc/self/task")),
+    "frozen": gc.get_freeze_count() > 0,
+}))
+"""
 
 
 def start(socket_path):
@@ -62,6 +88,21 @@ async def client(server):
     caller = ForkServerClient(server[0])
     yield caller
     await caller.close()
+
+
+@pytest.fixture
+async def fork_another(client, tmp_path):
+    """A fork server of one's own at a path of one's own, without an import of its own."""
+    tmp_path.chmod(0o700)
+    path = tmp_path / "fork.sock"
+
+    async def fork():
+        pid = await client.spawn_server(path, tmp_path / "log")
+        caller = ForkServerClient(path)
+        assert await _serving_pid(caller, None) == pid
+        return path, process_id(pid), caller
+
+    return fork
 
 
 async def test_it_has_one_thread_after_all_its_imports(server, client):
@@ -110,23 +151,20 @@ async def test_several_callers_get_their_own_answers(client):
     assert len({reply["pid"] for reply in replies}) == 1
 
 
-async def test_children_live_on_when_the_server_stops(tmp_path):
-    tmp_path.chmod(0o700)
-    path = tmp_path / "fork.sock"
-    process = start(path)
-    caller = ForkServerClient(path)
+async def test_children_live_on_when_the_server_stops(fork_another):
+    _, process, caller = await fork_another()
     pid, _ = await caller.spawn_store("127.0.0.11")
     await caller.stop()
-    assert process.wait(DEADLINE_S) == 0
+    assert wait_gone(process, DEADLINE_S)
     handle = os.pidfd_open(pid)
     try:
         assert not select.select([handle], [], [], 0.2)[0]
         with pytest.raises(EngineError, match="no fork server answers"):
             await caller.ping()
-        successor = start(path)  # the lock of the path went with the process, not the child
-        assert (await caller.ping())["pid"] == successor.pid
+        # The lock of the path went with the process, not the child.
+        _, successor, caller = await fork_another()
         await caller.stop()
-        assert successor.wait(DEADLINE_S) == 0
+        assert wait_gone(successor, DEADLINE_S)
     finally:
         os.kill(pid, signal.SIGTERM)
         assert select.select([handle], [], [], DEADLINE_S)[0]
@@ -145,20 +183,15 @@ async def _serving_pid(caller, but_not):
     raise AssertionError("nobody took the place of the fork server")
 
 
-async def test_a_killed_server_is_replaced_by_its_spare_again_and_again(tmp_path):
-    tmp_path.chmod(0o700)
-    path = tmp_path / "fork.sock"
-    process = start(path)
-    caller = ForkServerClient(path)
+async def test_a_killed_server_is_replaced_by_its_spare_again_and_again(fork_another):
+    path, process, caller = await fork_another()
     folder = str(DEMO)
     await caller.template(folder)
-    serving = (await caller.ping())["pid"]
+    serving = process.pid
     for _ in range(3):
         spare = (await caller.ping())["spare"]
         assert read_spare(path).pid == spare
         os.kill(serving, signal.SIGKILL)
-        if serving == process.pid:
-            process.wait(DEADLINE_S)
         assert await _serving_pid(caller, serving) == spare
         reply = await caller.ping()
         assert reply["templates"] == [folder]  # what its server knew
@@ -170,6 +203,48 @@ async def test_a_killed_server_is_replaced_by_its_spare_again_and_again(tmp_path
     await caller.stop()
     assert wait_gone(last, DEADLINE_S)  # a server that is told to stop takes its spare along
     assert read_spare(path) is None
+
+
+async def test_what_is_forked_for_a_sibling_knows_what_its_parent_knew_and_outlives_it(
+    fork_another, tmp_path
+):
+    _, parent, caller = await fork_another()
+    await caller.template(str(DEMO))
+    (tmp_path / "n2").mkdir(mode=0o700)
+    path, log = tmp_path / "n2" / "fork.sock", tmp_path / "n2.log"
+    pid = await caller.spawn_server(path, log)
+    sibling = ForkServerClient(path)
+    assert await _serving_pid(sibling, None) == pid
+    await caller.stop()
+    assert wait_gone(parent, DEADLINE_S)
+    told = await sibling.ping()
+    assert (told["templates"], told["children"]) == ([str(DEMO)], {})
+    with pytest.raises(EngineError, match="/no/such/model"):
+        await sibling.template("/no/such/model")
+    taken = await sibling.spawn_server(path, log)  # a path has one server: this one gives up
+    until = time.monotonic() + DEADLINE_S
+    while str(taken) in (await sibling.ping())["children"]:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.02)
+    assert "fork.sock" in log.read_text()
+    await sibling.stop()
+
+
+def test_it_imports_no_more_than_the_engine_and_the_families_that_are_asked_for():
+    """As `moectl --help` is held to light imports: whoever waits for a worker waits for this."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", PROBE],
+        input=json.dumps([NEVER_USED, str(DEMO)]),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["needless"] == []
+    assert told["families"] == [["auto"], ["auto", "qwen3_moe"]]
+    # The collector looks at what lasts once, in the end, and then never again.
+    assert (told["passes"], told["frozen"], told["threads"]) == (1, True, 1)
 
 
 async def test_a_spare_that_dies_is_replaced(server, client):
@@ -186,7 +261,7 @@ async def test_a_spare_that_dies_is_replaced(server, client):
 
 def test_it_refuses_to_fork_while_it_has_a_second_thread():
     with socket.socket(socket.AF_UNIX) as listener:
-        server = ForkServer(listener, lambda folder: "template", lambda launch, template: 0)
+        server = ForkServer(listener, (lambda folder: "template", lambda launch, template: 0))
         release = threading.Event()
         thread = threading.Thread(target=release.wait)
         thread.start()

@@ -1,0 +1,52 @@
+"""What must be imported before a worker can be forked, and how is that kept cheap?
+
+torch, transformers and the engine are some 2500 modules. What they make lives as long as the
+process: a garbage collector that looks through all of it again and again finds nothing, and costs a
+fifth of the CPU time of the import. So it rests meanwhile, and what is there then is frozen: it is
+never looked at again, and its memory stays shared with the children.
+"""
+
+import contextlib
+import gc
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .orders import WorkerLaunch
+
+RunWorker = Callable[[WorkerLaunch, Any], int]
+BuildTemplate = Callable[[Path], Any]
+
+#: Set before torch is imported: one thread of arithmetic, and no native stack traces in worker logs
+#: when a group is given up on purpose.
+_QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+
+
+def import_engine() -> tuple[BuildTemplate, RunWorker]:
+    """The imports that workers must not pay for, with one thread of arithmetic only."""
+    os.environ.update(_QUIET)
+    with lasting():
+        import torch
+
+        torch.set_num_threads(1)
+        from ..engine import worker
+
+    return worker.build_template, worker.run
+
+
+@contextlib.contextmanager
+def lasting() -> Iterator[None]:
+    """For what makes objects that stay: the collector rests, then leaves them alone for good."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
