@@ -37,8 +37,9 @@ lint: setup  ## style, format and types
 bench: setup  ## figures of the main job, as JSON
 	$(BIN)/moectl demo -o json $(ARGS)
 
-soak: setup  ## the long counts: watched changes, specs, fuzz of API and HMM, 20 s without etcd
+soak: setup  ## the long counts: watched changes, records, specs, fuzz of API and HMM, 20 s without etcd
 	MOECTL_WATCH_CHANGES=100000 $(BIN)/pytest tests/contract/test_store_cluster.py -s -k watch_loses --timeout 1500
+	MOECTL_RECORD_EXAMPLES=1000 $(BIN)/pytest tests/property/test_records_round_trip.py
 	MOECTL_SCHEMA_CASES=10000 $(BIN)/pytest tests/property/test_schema_equals_loader.py
 	MOECTL_FUZZ_EXAMPLES=100 $(BIN)/pytest tests/contract/test_api_fuzz.py -s --timeout 1500
 	MOECTL_FUZZ_MESSAGES=100000 $(BIN)/pytest tests/unit/memory/test_hmm_faults.py --timeout 1500

@@ -127,9 +127,9 @@ def free_row(transition: TransitionView, link: float) -> dict[str, float]:
     }
 
 
-def link_bytes_per_s() -> float:
+def link_bytes_per_s(size: int = LINK_BYTES) -> float:
     """How fast blocks go from one node's address to another's; the best of a few tries."""
-    shape = (LINK_BLOCKS, LINK_BYTES // LINK_BLOCKS, 1, 1, 1, 1)
+    shape = (LINK_BLOCKS, size // LINK_BLOCKS, 1, 1, 1, 1)
     outgoing = KvPool(torch.ones(shape, dtype=torch.uint8))
     incoming = KvPool(torch.zeros(shape, dtype=torch.uint8))
     blocks = range(LINK_BLOCKS)
@@ -149,7 +149,7 @@ def link_bytes_per_s() -> float:
     finally:
         sender.close()
         receiver.close()
-    return LINK_BYTES / best
+    return size / best
 
 
 def _until_all_read(readers: list[_Reader], since: float) -> None:

@@ -1,7 +1,7 @@
 """Real ranks for test_exchange_contract: forked from one process that has imported torch once.
 
-Run as a program: KIND on the command line, one scenario name per line on stdin, one JSON list (a
-result per rank) per line on stdout. The parent keeps one thread, so that forking is safe; the store
+Run as a program: a kind and a scenario's name per line on stdin, one JSON list (a result per rank)
+per line on stdout. The parent keeps one thread, so that forking is safe; the store
 of the gloo groups lives in a child of its own.
 """
 
@@ -310,10 +310,10 @@ def fork_store():
 
 
 def main():
-    kind = sys.argv[1]
     store_port, _life = fork_store()
     for number, line in enumerate(sys.stdin):
-        print(json.dumps(run_scenario(kind, f"{line.strip()}/{number}", store_port)), flush=True)
+        kind, scenario = line.split()
+        print(json.dumps(run_scenario(kind, f"{scenario}/{number}", store_port)), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,24 +14,22 @@ SIZES = {"solo": 1, "shm": 4, "gloo": 3, "mixed-2+2": 4, "mixed-2+1": 3}
 PROGRAM = Path(__file__).with_name("exchange_ranks.py")
 
 
-class Ranks:
-    """The program that forks real ranks, one scenario at a time."""
+class Program:
+    """The program that forks real ranks of any kind, one scenario at a time."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.size = SIZES[kind]
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(PROGRAM), kind],
+            [sys.executable, "-P", str(PROGRAM)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-    def run(self, scenario: str) -> list[str]:
+    def run(self, kind: str, scenario: str) -> list[str]:
         """One result per rank."""
         assert self._process.stdin and self._process.stdout
-        print(scenario, file=self._process.stdin, flush=True)
+        print(kind, scenario, file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
@@ -40,11 +39,31 @@ class Ranks:
         self._process.stdout.close()
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def ranks(request):
-    running = Ranks(request.param)
+@dataclass
+class Ranks:
+    """Ranks of one kind."""
+
+    kind: str
+    program: Program
+
+    @property
+    def size(self) -> int:
+        return SIZES[self.kind]
+
+    def run(self, scenario: str) -> list[str]:
+        return self.program.run(self.kind, scenario)
+
+
+@pytest.fixture(scope="module")
+def program():
+    running = Program()
     yield running
     running.close()
+
+
+@pytest.fixture(params=KINDS)
+def ranks(request, program):
+    return Ranks(request.param, program)
 
 
 def need_peers(ranks):

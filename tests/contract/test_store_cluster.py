@@ -1,6 +1,6 @@
 """Does the store keep its promises on a real cluster of three, with members killed and frozen?
 
-MOECTL_WATCH_CHANGES sets how many changes the watch must survive: 5,000 here, 100,000 in
+MOECTL_WATCH_CHANGES sets how many changes the watch must survive: 3,000 here, 100,000 in
 `make soak`, which prints what it counted.
 """
 
@@ -29,7 +29,7 @@ from moectl.core.store.etcd import EtcdStore, ServerStatus
 from moectl.core.store.protocol import EventType, put_op
 from moectl.core.store.security import EtcdSecurity, parse_endpoints
 
-CHANGES = int(os.environ.get("MOECTL_WATCH_CHANGES", "5000"))
+CHANGES = int(os.environ.get("MOECTL_WATCH_CHANGES", "3000"))
 
 
 @pytest_asyncio.fixture
@@ -256,8 +256,8 @@ class Faults:
 
 
 async def write_changes(store: EtcdStore, faults: Faults, rng: random.Random) -> None:
-    """CHANGES keys in revisions of 1 to 20 keys, with at least eight faults on the way."""
-    rounds = max(8, CHANGES // 2500)
+    """CHANGES keys in revisions of 1 to 20 keys, with every kind of fault on the way."""
+    rounds = max(5, CHANGES // 2500)
     next_fault, number, written = CHANGES // rounds, 0, 0
     while written < CHANGES:
         count = min(rng.randint(1, 20), CHANGES - written)

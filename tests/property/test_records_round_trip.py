@@ -1,7 +1,11 @@
-"""Every record survives JSON exactly, and nothing but a record of this version is accepted."""
+"""Every record survives JSON exactly, and nothing but a record of this version is accepted.
+
+MOECTL_RECORD_EXAMPLES sets how many records of each kind: 30 here, 1,000 in `make soak`.
+"""
 
 import dataclasses
 import json
+import os
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from moectl.core import codec, plan, records
 from moectl.core.errors import ProtocolError
 from moectl.core.plan import DeviceId
 
+EXAMPLES = int(os.environ.get("MOECTL_RECORD_EXAMPLES", "30"))
 NAMES = st.text(alphabet="abcxyz0189-", min_size=1, max_size=8)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -44,6 +49,7 @@ def built(kind: Any) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data())
 def test_a_record_survives_json_exactly(kind: Any, data: st.DataObject) -> None:
     record = data.draw(built(kind))
@@ -93,6 +99,7 @@ def outcome(read: Any, kind: Any, plain: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data())
 def test_a_compiled_way_writes_and_reads_what_asking_every_value_would(
     kind: Any, data: st.DataObject
