@@ -67,7 +67,8 @@ class KvRoom:
         """Free up to `pages` of the pages that KV has grown by; returns how many it were."""
         with self._lock:
             old = self._attachment.kv
-            return self._free(hmm, min(pages, len(old.pages) - self._first_pages(old)))
+            count = min(pages, len(old.pages) - self._first_pages(old))
+            return self._free(hmm, old, lambda engine: count) if count > 0 else 0
 
     def lend(self, hmm: HmmClient) -> int:
         """Free what the requests of a rank that leaves can never fill; returns how many pages.
@@ -76,27 +77,37 @@ class KvRoom:
         that come to others; a forfeit takes it back.
         """
         with self._lock:
-            needed: list[int] = []
-            self._ask(lambda engine: needed.append(engine.kv_blocks_to_finish()), ENGINE_DEADLINE_S)
             old = self._attachment.kv
-            keep = -(-max(needed[0], 1) * old.block_bytes // old.page_bytes)
-            return self._free(hmm, len(old.pages) - keep)
 
-    def _free(self, hmm: HmmClient, count: int) -> int:
-        """Free the last `count` pages; the caller holds the lock."""
-        old, device = self._attachment.kv, self._context.launch.device
-        if count <= 0:
+            def spare(engine: Engine) -> int:
+                needed = max(engine.kv_blocks_to_finish(), 1)
+                return len(old.pages) - -(-needed * old.block_bytes // old.page_bytes)
+
+            return self._free(hmm, old, spare)
+
+    def _free(self, hmm: HmmClient, old: KvLayout, spare: Callable[[Engine], int]) -> int:
+        """Free as many of the last pages as `spare` says; the caller holds the lock.
+
+        One task for the engine, because others wait for it: `spare` is asked on its thread.
+        """
+        kept: list[KvLayout] = []
+
+        def shrink(engine: Engine) -> None:
+            keep = len(old.pages) - max(spare(engine), 0)
+            kept.append(KvLayout(old.block_bytes, old.page_bytes, old.pages[:keep]))
+            if lost := old.block_count - kept[0].block_count:
+                engine.shrink_kv(lost)
+
+        self._ask(shrink, ENGINE_DEADLINE_S)
+        new, first = kept[0], len(kept[0].pages)
+        gone = old.pages[first:]
+        if not gone:
             return 0
-        keep = old.pages[: len(old.pages) - count]
-        new = KvLayout(old.block_bytes, old.page_bytes, keep)
-        lost = old.block_count - new.block_count
-        if lost:
-            self._ask(lambda engine: engine.shrink_kv(lost), ENGINE_DEADLINE_S)
         self._attachment.kv = new
-        self._attachment.unmap_kv_from(len(keep) * old.page_bytes, count * old.page_bytes)
+        self._attachment.unmap_kv_from(first * old.page_bytes, len(gone) * old.page_bytes)
         owner, layouts = self._context.owner("kv"), {self._name: new.to_json()}
-        hmm.free(device, old.pages[len(keep) :], owner, layouts=layouts)
-        return count
+        hmm.free(self._context.launch.device, gone, owner, layouts=layouts)
+        return len(gone)
 
     def still(self) -> AbstractContextManager[Any]:
         """While it is held no block gets another number and no page of KV goes."""

@@ -36,6 +36,7 @@ from .engine import Engine
 from .epoch import Epoch
 from .gently import ESCALATE_S, Piece, Work, beside, run_gently
 from .kv_room import KvRoom
+from .lent import tell_lent, wait_lent
 from .loading import loading_name
 from .shadow import Shadow
 from .sources import Sources
@@ -242,6 +243,7 @@ class Preparation:
         if self.rank is None:
             if self.room is not None:
                 self.kv_pages_given = self.room.lend(self.hmm)
+            tell_lent(self.record, self.context.device)
             return
         old = self._sources.experts_on(self.context.device)
         self.context.ask_claims(self.hmm, old, self.record.new.experts_on(self.rank))
@@ -251,7 +253,10 @@ class Preparation:
         self.shadow = Shadow(self.context, self.hmm, self.record.new, self.rank, old)
 
     def _make_room(self, old: ExpertLayout | None) -> None:
-        """KV that grew into expert pages gives back as many as experts now come."""
+        """KV that grew into expert pages gives back as many as experts now come.
+
+        Where it has less, the fleet gets no larger either: ranks that leave lend theirs first.
+        """
         assert self.hmm is not None and self.rank is not None
         if self.room is None:
             return
@@ -259,6 +264,8 @@ class Preparation:
         page = self.hmm.device(self.context.launch.device).page_bytes
         each = ExpertLayout(self.context.expert_shape, page).pages_per_slot
         self.kv_pages_given = self.room.give_back(self.hmm, len(coming) * each)
+        if self.kv_pages_given < len(coming) * each:
+            wait_lent(self.record)
 
     def _pieces(self, transfer: "Future[Transfer | None]") -> Iterator[Piece]:
         assert self._sources is not None

@@ -7,7 +7,9 @@ import time
 from worker_fleet import create, finish, prompt, spread
 from worker_site import DEADLINE_S, DEVICES
 
+from moectl.core.codec import to_plain
 from moectl.core.plan import Placement, TransitionKind
+from moectl.memory.hmm.journal import read_journal
 from moectl.memory.layout import KvLayout, kv_name
 
 
@@ -68,3 +70,34 @@ def test_a_rank_that_is_killed_while_it_lends_is_healed_with_all_of_its_kv(fleet
     fleet.retire(fleet.change(TransitionKind.HEAL, healed, ())[0])
     assert kv_pages(fleet, leaving) == before
     finish(fleet, [fleet.start_stream(prompt(95, 30), 60, leaving)], expected)
+
+
+def test_a_rank_without_kv_to_give_takes_pages_only_when_the_leaving_one_has_lent(fleet):
+    create(fleet, 4)
+    taker, leaving = DEVICES[2:]
+    journal = fleet.site.root / leaving.node / "hmm.sock.journal"
+    before = len(read_journal(journal))
+    new, steps = spread(fleet.placement, DEVICES[:3], 2)
+    record = fleet.record(TransitionKind.SCALE, new, steps)
+    members = [*DEVICES[:3], leaving]
+    for device in members:
+        if device == leaving:
+            time.sleep(0.5)  # the others would have taken their pages by now
+        fleet.workers[device].call("prepare", transition=to_plain(record))
+    for device in members:
+        assert fleet.workers[device].event("prepared")["ok"]
+    # One memory manager wrote down what happened at both devices, in that order.
+    lent, taken = ("free", leaving.device, "tiny/kv"), ("reserve", taker.device, "tiny/experts")
+    told = [_told(effect) for effect in read_journal(journal)[before:]]
+    assert [each for each in told if each in (lent, taken)] == [lent, taken]
+    for device in members:
+        fleet.workers[device].call("forfeit", operation_id=record.operation_id)
+    for device in members:
+        assert fleet.workers[device].event("forfeited")["ok"]
+
+
+def _told(effect):
+    """(verb, device, owner) of an effect on pages."""
+    if effect[0] == "reserve":
+        return effect[0], effect[2]["device"], effect[2]["owner"]
+    return tuple(effect[:3])
