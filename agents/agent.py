@@ -25,6 +25,7 @@ from .children import FORK_SERVER, Children
 from .config import AgentConfig, load_agent_config
 from .events import EventLog
 from .follow import follow
+from .memory_book import MemoryLook
 from .node import Node
 from .page_maps import PageMaps
 from .picture import Picture
@@ -126,15 +127,20 @@ class Agent:
 
     async def _keep_house(self) -> None:
         await self._keep_children()
-        for worker in self.node.workers:
-            if not worker.is_dead:
-                worker.refresh_soon()
-        name = self._config.node.name
-        stats = await gather_stats(name, self.node.workers, self.node.memory, self._clock)
+        look = await self._look_at_memory()
+        name, workers = self._config.node.name, self.node.workers
+        stats = await gather_stats(name, workers, look.devices if look else (), self._clock)
         self._publisher.put(self._keys.stats_of(name), to_json(stats))
-        await self._page_maps.tell(self.node.memory, self.node.workers)
-        await make_room(self.node.memory, self.node.workers)
-        await self.node.sweep()
+        await self._page_maps.tell(self.node.memory, workers, self._picture.busy_models())
+        await make_room(look.wanted if look else {}, workers)
+        await self.node.sweep(look.holders if look else None)
+
+    async def _look_at_memory(self) -> MemoryLook | None:
+        try:
+            return await self.node.memory.look()
+        except MoectlError as error:
+            log.warning("no memory usage: %s", error.message)
+            return None
 
     async def _keep_children(self) -> None:
         """Start again what died."""

@@ -32,6 +32,15 @@ class PageTable:
     layouts: dict[str, dict[str, Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryLook:
+    """All devices of a node at one moment; asked for at once, because every question costs."""
+
+    devices: tuple[DeviceUsage, ...]  # pages by kind of holder
+    holders: frozenset[tuple[str, str]]  # (model, device id) with committed pages
+    wanted: dict[tuple[str, str], int]  # (model, device id) -> pages of KV to give back
+
+
 class MemoryBook:
     """The HMM of this node as the agent uses it."""
 
@@ -40,23 +49,32 @@ class MemoryBook:
         self._client: HmmClient | None = None
         self._lock = asyncio.Lock()
 
-    async def usage(self) -> tuple[DeviceUsage, ...]:
-        """Pages per device by kind of holder; raises MemoryPoolError or DeadlineError."""
-        return tuple(map(_device_usage, await self._raw_usage()))
+    async def look(self) -> MemoryLook:
+        """What the devices hold; raises MemoryPoolError or DeadlineError.
+
+        Pages to give back are told once: they are those that a model was refused since.
+        """
+
+        def read(client: HmmClient) -> MemoryLook:
+            usage = client.usage()
+            wanted = {str(each["device"]): client.wanted(str(each["device"])) for each in usage}
+            return MemoryLook(
+                devices=tuple(map(_device_usage, usage)),
+                holders=_holders(usage),
+                wanted={
+                    (party.partition("/")[0], device): pages
+                    for device, parties in wanted.items()
+                    for party, pages in parties.items()
+                    if party.endswith("/kv")
+                },
+            )
+
+        return await self._call(read)
 
     async def page_kind(self) -> str:
         """Which pages are in force."""
-        usage = await self._raw_usage()
+        usage = await self._call(lambda client: client.usage())
         return str(usage[0].get("page_kind", "4KiB")) if usage else "4KiB"
-
-    async def holders(self) -> frozenset[tuple[str, str]]:
-        """(model, device id) of every model that holds committed pages."""
-        return frozenset(
-            (owner.partition("/")[0], str(device["device"]))
-            for device in await self._raw_usage()
-            for owner, pages in device["used"].items()
-            if pages
-        )
 
     async def page_tables(self) -> "dict[str, PageTable]":
         """Who holds which pages of each device, and the layouts that say what is on them."""
@@ -75,19 +93,6 @@ class MemoryBook:
                     },
                 )
                 for used in client.usage()
-            }
-
-        return await self._call(read)
-
-    async def wanted(self) -> dict[tuple[str, str], int]:
-        """(model, device) -> pages that its KV is to give back, for a model that was refused."""
-
-        def read(client: HmmClient) -> dict[tuple[str, str], int]:
-            return {
-                (party.partition("/")[0], device): pages
-                for device in client.device_ids
-                for party, pages in client.wanted(device).items()
-                if party.endswith("/kv")
             }
 
         return await self._call(read)
@@ -120,9 +125,6 @@ class MemoryBook:
         """Drop the connection."""
         async with self._lock:
             self._drop()
-
-    async def _raw_usage(self) -> list[dict[str, Any]]:
-        return await self._call(lambda client: client.usage())
 
     async def _call(self, work: Callable[[HmmClient], T]) -> T:
         async with self._lock:
@@ -159,6 +161,15 @@ def _device_usage(raw: dict[str, Any]) -> DeviceUsage:
         used=used,
         touched=int(raw.get("touched", -1)),
         pretouch=str(raw.get("pretouch", "")),
+    )
+
+
+def _holders(usage: list[dict[str, Any]]) -> frozenset[tuple[str, str]]:
+    return frozenset(
+        (owner.partition("/")[0], str(device["device"]))
+        for device in usage
+        for owner, pages in device["used"].items()
+        if pages
     )
 
 

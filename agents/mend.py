@@ -9,7 +9,7 @@ one does not know ends, and is healed.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from ..core.paths import end_process
 from ..core.plan import DeviceId
@@ -46,12 +46,15 @@ class Mender:
         self._lasting = Lasting()
         self._memory_lock = asyncio.Lock()
 
-    async def sweep(self) -> None:
-        """One look, and the mending of what has been amiss for a while."""
+    async def sweep(self, held: Collection[tuple[str, str]] | None) -> None:
+        """One look, and the mending of what has been amiss for a while.
+
+        `held` names (model, device) of pages in use; None when the HMM has not said.
+        """
         await self._end_silent()
-        if not self._picture.is_complete:
+        if held is None or not self._picture.is_complete:
             return
-        findings = sweep(await self._scene())
+        findings = sweep(self._scene(held))
         for finding in self._lasting.filter(findings, time.monotonic()):
             await self._mend(finding)
 
@@ -84,8 +87,7 @@ class Mender:
                 worker.message = why
                 await asyncio.to_thread(end_process, worker.process, 0.0)
 
-    async def _scene(self) -> Scene:
-        held = await self._memory.holders()
+    def _scene(self, held: Collection[tuple[str, str]]) -> Scene:
         alive = [worker for worker in self._workers if not worker.is_dead]
         return Scene(
             node=self._node,

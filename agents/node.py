@@ -6,6 +6,7 @@ through the publisher, which never blocks it; with the store away everything her
 """
 
 import logging
+from collections.abc import Collection
 
 from ..core.paths import NodeHome
 from ..core.plan import DeviceId, Phase
@@ -88,9 +89,9 @@ class Node:
         await self.workers.close()
         await self.memory.close()
 
-    async def sweep(self) -> None:
-        """Mend what is amiss between transitions; about once a second."""
-        await self._mender.sweep()
+    async def sweep(self, held: Collection[tuple[str, str]] | None) -> None:
+        """Mend what is amiss between transitions; about once a second. See `Mender.sweep`."""
+        await self._mender.sweep(held)
 
     async def keep_memory(self) -> None:
         """Return when the HMM runs; see `Mender.keep_memory`."""

@@ -1,11 +1,13 @@
 """What do this node's pages hold, for `moectl describe device`? Told every few seconds, on change.
 
-One record a device, beside the records that everyone watches: it is large, and read by people only.
-What cannot be read is left as it was.
+One record a device, beside the records that everyone watches: it is large, and read by people only,
+so it waits a little while a transition has the machine's hands full. What cannot be read is left as
+it was.
 """
 
 import json
 import logging
+from collections.abc import Collection
 from typing import Any
 
 from ..core.errors import MoectlError
@@ -19,7 +21,7 @@ from .workers import Workers
 
 log = logging.getLogger("moectl.agent.pages")
 
-EVERY_TURNS = 5  # housekeeping turns of a second each
+EVERY_TURNS = 5  # housekeeping turns of a second each; a transition takes few of them
 ANSWER_S = 0.8
 
 
@@ -28,13 +30,14 @@ class PageMaps:
 
     def __init__(self, node: str, keys: Keys, publisher: Publisher) -> None:
         self._node, self._keys, self._publisher = node, keys, publisher
-        self._turn = 0
+        self._rested = EVERY_TURNS  # calls since the last telling
 
-    async def tell(self, memory: MemoryBook, workers: Workers) -> None:
-        """Write what has changed, at every EVERY_TURNS-th call."""
-        self._turn += 1
-        if self._turn % EVERY_TURNS != 1:
+    async def tell(self, memory: MemoryBook, workers: Workers, busy: Collection[str] = ()) -> None:
+        """Write what has changed, at every EVERY_TURNS-th call; half as often while `busy`."""
+        self._rested += 1
+        if self._rested <= (2 * EVERY_TURNS if busy else EVERY_TURNS):
             return
+        self._rested = 1
         requests = await _requests(workers)
         try:
             for device, told in (await memory.page_tables()).items():

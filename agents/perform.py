@@ -19,7 +19,7 @@ from .worker import LocalWorker
 
 log = logging.getLogger("moectl.agent.perform")
 
-POLL_S = 0.5  # how often a silent worker's report is asked for while it works
+LOOK_S = 0.5  # for what no change of the worker tells: a deadline that has come
 FLIP_S = 5.0  # how long a flip that is under way may take to be reported
 ACT_S = 300.0  # the longest any act may take; phases have shorter deadlines of the controller
 
@@ -151,9 +151,8 @@ class Performer:
         return Outcome(False, error.message)
 
     async def _wait(self, worker: LocalWorker) -> None:
-        """Until the worker changes, dies or is due to be asked for its report."""
-        if not await worker.changes.wait(worker.changes.ticket(), POLL_S):
-            worker.refresh_soon()
+        """Until the worker says something or dies; its report is asked for once a second anyway."""
+        await worker.changes.wait(worker.changes.ticket(), LOOK_S)
 
 
 def _message(action: Tell, transition: TransitionRecord) -> dict[str, Any]:

@@ -1,22 +1,33 @@
 """How does a process keep its own records in the store, whatever happens to lease and store?
 
 `Publisher` holds the wanted records in memory, one value a key (so nothing grows while the store is
-away), and writes what differs. All keys hang on one lease; when it is lost a new one is taken and
-everything is written again. Events and acknowledgements without a lease go the same way.
+away), and writes what differs: what changed together in one transaction, so that everyone who
+watches wakes once. All keys hang on one lease; when it is lost a new one is taken and everything is
+written again. Events and acknowledgements without a lease go the same way.
 """
 
 import asyncio
 import contextlib
 import logging
+from itertools import islice
 
 from ..core.errors import LeaseLostError, StoreError
 from ..core.store.lease import Lease
-from ..core.store.protocol import Store
+from ..core.store.protocol import (
+    REQUEST_BYTES_MAX,
+    TRANSACTION_OPS_MAX,
+    Op,
+    Store,
+    delete_op,
+    put_op,
+)
 
 log = logging.getLogger("moectl.publish")
 
 RETRY_S = 0.3  # after a failure; outages are seconds
 KEYS_MAX = 10_000  # a node has tens; more is a bug, and the oldest go
+
+Wanted = tuple[bytes | None, bool]  # value (None: gone), and whether it hangs on the lease
 
 
 class Publisher:
@@ -25,7 +36,7 @@ class Publisher:
     def __init__(self, store: Store, ttl_s: float) -> None:
         self._store = store
         self._ttl_s = ttl_s
-        self._wanted: dict[str, tuple[bytes | None, bool]] = {}  # key -> (value, on the lease)
+        self._wanted: dict[str, Wanted] = {}
         self._dirty: dict[str, None] = {}  # in the order of the first change
         self._wake = asyncio.Event()
         self._lease: Lease | None = None
@@ -100,17 +111,30 @@ class Publisher:
 
     async def _write_dirty(self, lease: Lease) -> None:
         while self._dirty:
-            key = next(iter(self._dirty))
-            data, leased = self._wanted[key]
-            if data is None:
-                await self._store.delete(key)
-            else:
-                await self._store.put(key, data, lease=lease.id if leased else 0)
-            if self._wanted.get(key) == (data, leased):
-                self._dirty.pop(key, None)
-                if data is None or not leased:
-                    del self._wanted[key]  # nothing will ever take it away: done for good
+            batch = self._next_batch()
+            await self._store.transaction([], [_op(key, *batch[key], lease) for key in batch])
+            for key, written in batch.items():
+                if self._wanted.get(key) == written:
+                    self._settle(key, *written)
         self._is_idle.set()
+
+    def _next_batch(self) -> dict[str, Wanted]:
+        """The oldest changes that fit into one transaction; at least one."""
+        batch: dict[str, Wanted] = {}
+        left = REQUEST_BYTES_MAX // 2  # keys and framing count too
+        for key in islice(self._dirty, TRANSACTION_OPS_MAX):
+            data = self._wanted[key][0]
+            left -= len(data or b"")
+            if batch and left < 0:
+                break
+            batch[key] = self._wanted[key]
+        return batch
+
+    def _settle(self, key: str, data: bytes | None, leased: bool) -> None:
+        """A record is in the store as it is wanted."""
+        self._dirty.pop(key, None)
+        if data is None or not leased:
+            del self._wanted[key]  # nothing will ever take it away: done for good
 
     async def _until_work(self, lease: Lease) -> None:
         """Until a record changes or the lease is lost."""
@@ -123,3 +147,9 @@ class Publisher:
         finally:
             for wait in waits:
                 wait.cancel()
+
+
+def _op(key: str, data: bytes | None, leased: bool, lease: Lease) -> Op:
+    if data is None:
+        return delete_op(key)
+    return put_op(key, data, lease.id if leased else 0)

@@ -5,9 +5,9 @@ between two steps and free their pages; the refused worker asks again meanwhile.
 """
 
 import logging
+from collections.abc import Mapping
 
 from ..core.errors import MoectlError
-from .memory_book import MemoryBook
 from .workers import Workers
 
 log = logging.getLogger("moectl.agent.room")
@@ -15,13 +15,8 @@ log = logging.getLogger("moectl.agent.room")
 ANSWER_S = 0.8  # it only takes the order
 
 
-async def make_room(memory: MemoryBook, workers: Workers) -> None:
-    """Hand on what is wanted; what fails is wanted again by the next refusal."""
-    try:
-        wanted = await memory.wanted()
-    except MoectlError as error:
-        log.debug("the HMM does not say what is wanted: %s", error.message)
-        return
+async def make_room(wanted: Mapping[tuple[str, str], int], workers: Workers) -> None:
+    """Hand on what is wanted of (model, device); what fails is wanted again by the next refusal."""
     for worker in [each for each in workers if not each.is_dead]:
         pages = wanted.get((worker.model, worker.device.device), 0)
         if not pages:

@@ -124,7 +124,11 @@ class LocalWorker:
 
     async def refresh(self) -> None:
         """Ask for its report; raises MoectlError when it does not give one."""
-        report = Report.from_reply(await self.control.call("status"))
+        self.take_report(await self.control.call("status"))
+
+    def take_report(self, reply: dict[str, Any]) -> None:
+        """Take its words about itself; raises ProtocolError on nonsense."""
+        report = Report.from_reply(reply)
         if report != self.report and not self.is_dead:
             self.report = report
             self._tell_change()

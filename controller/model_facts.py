@@ -2,10 +2,13 @@
 
 The one place of the controller that reads model files. Reading takes milliseconds and may touch a
 slow disk, so it happens on a thread, once per folder state (name, size and time of config and
-index), and the pure code gets the answers as values: facts, or the reason why there are none.
+index), and the pure code gets the answers as values: facts, or the reason why there are none. The
+loop asks at every tick, dozens of times while a model changes: facts that were good are looked at
+again after a while only.
 """
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from ..core.errors import CheckpointError, MoectlError
 from ..core.facts import ModelFacts, read_model_facts
 
 FOLDERS_REMEMBERED_MAX = 256  # a fleet declares tens of models
+LOOK_AGAIN_S = 1.0  # a checkpoint is not changed in place while it is served; a missing one comes
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class FactsReader:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[_State, ModelFacts | NoFacts]] = {}
+        self._looked_at: dict[str, float] = {}  # when the state of a known folder was asked for
 
     async def read_all(self, folders: Iterable[str]) -> dict[str, ModelFacts | NoFacts]:
         """Facts of every folder; never raises for a bad one."""
@@ -50,9 +55,14 @@ class FactsReader:
 
     async def read(self, folder: str) -> ModelFacts | NoFacts:
         """Facts of one folder, or why there are none."""
+        facts = self._known[folder][1] if folder in self._known else None
+        age_s = time.monotonic() - self._looked_at.get(folder, float("-inf"))
+        if isinstance(facts, ModelFacts) and age_s < LOOK_AGAIN_S:
+            return facts
         return await asyncio.to_thread(self._read, folder)
 
     def _read(self, folder: str) -> ModelFacts | NoFacts:
+        self._looked_at[folder] = time.monotonic()
         state = _state_of(Path(folder))
         known = self._known.get(folder)
         if known is not None and known[0] == state and state:
@@ -60,6 +70,7 @@ class FactsReader:
         facts = _read_now(Path(folder))
         if len(self._known) >= FOLDERS_REMEMBERED_MAX:
             self._known.clear()
+            self._looked_at.clear()
         self._known[folder] = (state, facts)
         return facts
 

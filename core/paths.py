@@ -265,19 +265,24 @@ def write_run_file(
 
 def read_run_files(folder: Path) -> list[RunFile]:
     """Every run file of a folder, by role; unreadable ones (a write cut off) are passed over."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        content = _read_object(path)
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            if content is not None:
-                process = ProcessId(int(content["pid"]), int(content["start_ticks"]))
-                found.append(RunFile(str(content["role"]), process, tuple(content["argv"])))
-    return found
+    runs = [_read_run(path) for path in sorted(folder.glob("*.json"))]
+    return [run for run in runs if run is not None]
 
 
 def read_run_file(folder: Path, role: str) -> RunFile | None:
     """One run file, or None."""
-    return next((run for run in read_run_files(folder) if run.role == role), None)
+    return _read_run(folder / f"{role}.json")
+
+
+def _read_run(path: Path) -> RunFile | None:
+    content = _read_object(path)
+    if content is None:
+        return None
+    try:
+        process = ProcessId(int(content["pid"]), int(content["start_ticks"]))
+        return RunFile(str(content["role"]), process, tuple(content["argv"]))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def remove_run_file(folder: Path, role: str) -> None:

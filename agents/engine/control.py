@@ -67,7 +67,7 @@ class ControlServer:
             case "status":
                 return self._status()
             case "stats":
-                return {"stats": self._stats()}
+                return {"stats": self._stats(), "status": self._status()}
             case "kv":
                 return {"requests": self._kv_by_request()}
             case "prepare":

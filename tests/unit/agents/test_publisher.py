@@ -10,6 +10,7 @@ from moectl.core.clock import SystemClock
 from moectl.core.errors import StoreUnavailableError
 from moectl.core.records import EventRecord, Keys, from_json
 from moectl.core.store.memory import MemoryStore
+from moectl.core.store.protocol import TRANSACTION_OPS_MAX, VALUE_BYTES_MAX, OpKind
 
 
 class Outage(MemoryStore):
@@ -19,6 +20,7 @@ class Outage(MemoryStore):
         super().__init__(SystemClock())
         self.is_away = False
         self.puts = []
+        self.transactions = []
 
     def _check(self):
         if self.is_away:
@@ -32,6 +34,12 @@ class Outage(MemoryStore):
     async def delete(self, key):
         self._check()
         return await super().delete(key)
+
+    async def transaction(self, compare, success, failure=()):
+        self._check()
+        self.transactions.append([op.key for op in success])
+        self.puts += [op.key for op in success if op.kind is OpKind.PUT]
+        return await super().transaction(compare, success, failure)
 
     async def lease(self, ttl_s):
         self._check()
@@ -74,6 +82,43 @@ async def test_records_are_written_once_and_changes_again():
         assert await publisher.flush(5)
         assert await store.get("/a") is None
         await publisher.close()
+
+
+async def test_what_changes_together_is_written_in_one_transaction():
+    store = Outage()
+    publisher = Publisher(store, 5.0)
+    publisher.put("/gone", "1")
+    async with running(publisher.run()):
+        assert await publisher.flush(5)
+        before = (await store.get_prefix("/")).revision
+        for key in ("/a", "/b", "/c"):
+            publisher.put(key, key, leased=key != "/b")
+        publisher.delete("/gone")
+        assert await publisher.flush(5)
+        assert store.transactions[1:] == [["/a", "/b", "/c", "/gone"]]
+        found = await store.get_prefix("/")
+        assert found.revision == before + 1
+        assert [(kv.key, kv.lease != 0) for kv in found.kvs] == [
+            ("/a", True),
+            ("/b", False),
+            ("/c", True),
+        ]
+        await publisher.close()
+
+
+async def test_no_transaction_is_larger_than_a_store_takes():
+    store = Outage()
+    publisher = Publisher(store, 5.0)
+    for number in range(2 * TRANSACTION_OPS_MAX + 1):
+        publisher.put(f"/many/{number}", "1")
+    for number in range(4):
+        publisher.put(f"/large/{number}", b"x" * (VALUE_BYTES_MAX - 1))
+    async with running(publisher.run()):
+        assert await publisher.flush(10)
+    assert max(map(len, store.transactions)) <= TRANSACTION_OPS_MAX
+    assert sum(map(len, store.transactions)) == 2 * TRANSACTION_OPS_MAX + 5
+    assert [len(keys) for keys in store.transactions if "/large/1" in keys] == [1]
+    await publisher.close()
 
 
 async def test_after_a_lost_lease_everything_is_registered_again():
