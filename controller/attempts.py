@@ -1,8 +1,8 @@
 """Is an intent still to be carried out, by the journal itself?
 
-Pure. The loop says in a model's status how far it has come, one tick after the transaction that
-ended a transition. Whoever was told "done" by the transition may ask for the next width in that
-gap, so admission must not ask the status: it asks the same records that the loop asks.
+Pure. The loop says in a status how far it has come, and may say it a tick after the transaction
+that ended a transition. Whoever was told "done" by the transition may ask for the next width in
+that gap, so admission must not ask the status: it asks the same records that the loop asks.
 """
 
 from collections.abc import Mapping

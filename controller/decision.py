@@ -43,7 +43,10 @@ def cause_of(reason: str) -> Cause | None:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One transaction. `guards` name the revision of each record it was decided on (0: absent)."""
+    """One transaction. `guards` name the revision of each record it was decided on (0: absent).
+
+    `records` are the values behind `puts`, for whoever looks ahead.
+    """
 
     subject: str  # "model/chat"
     reason: str
@@ -51,6 +54,7 @@ class Change:
     puts: tuple[tuple[str, str], ...] = ()
     deletes: tuple[str, ...] = ()
     events: tuple[EventRecord, ...] = ()
+    records: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,7 @@ class Draft:
     puts: dict[str, str] = field(default_factory=dict)
     deletes: dict[str, None] = field(default_factory=dict)
     events: list[EventRecord] = field(default_factory=list)
+    records: dict[str, Any] = field(default_factory=dict)
 
     def guard(self, key: str, mod_revision: int) -> "Draft":
         """Only if the record is still as it was seen."""
@@ -80,6 +85,7 @@ class Draft:
     def put(self, key: str, record: Any) -> "Draft":
         """Write a record, or plain text."""
         self.puts[key] = record if isinstance(record, str) else to_json(record)
+        self.records[key] = record
         return self
 
     def delete(self, key: str) -> "Draft":
@@ -105,4 +111,5 @@ class Draft:
             tuple(self.puts.items()),
             tuple(self.deletes),
             tuple(self.events),
+            tuple(self.records.items()),
         )

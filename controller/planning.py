@@ -8,6 +8,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..core.dtypes import bytes_held
 from ..core.facts import ModelFacts
@@ -31,6 +32,7 @@ from .observe import Snapshot
 ATTEMPT_MARK = (
     "~"  # no operation id of a client contains it, so attempts never collide with intents
 )
+PLANS_KEPT = 2  # one of a model that is asked for, one of another; a plan may be megabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def plan_on(
                     (f"the checkpoint has experts {demand.expert_counts}, placed are {placed}",),
                     "delete the model and apply it again",
                 )
-    return plan_transition(
+    return planned(
         TransitionInput(
             kind=wish.kind,
             model=wish.model,
@@ -90,6 +92,10 @@ def plan_on(
             loads=loads_of(wish.model, snapshot),
         )
     )
+
+
+# Who admits a change plans it, and the loop plans the same one moment later: it is worked out once.
+planned = lru_cache(PLANS_KEPT)(plan_transition)
 
 
 def base_placement(model: str, snapshot: Snapshot) -> Placement | None:

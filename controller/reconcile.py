@@ -10,7 +10,7 @@ stands in a record. For each model, in this order:
     placed and not well    -> HEAL, after the grace that its trouble deserves (`health`)
     placed at other width  -> SCALE (the width declared, or the one `auto_width` chooses), also
                               where only engine settings differ from those in force
-    and always             -> say so in its status (`status`)
+    and always             -> say so in its status (`status`), in the transaction of its change
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from ..core.plan import Infeasible, Phase, Placement, TransitionKind, Transition
 from ..core.records import Condition, SpecRecord
 from ..core.spec import ModelSpec
 from ..core.units import format_bytes
-from . import attempts, health, lifecycle, planning, prune, status
+from . import attempts, foresight, health, lifecycle, planning, prune, status
 from .auto_width import AUTO_PREFIX, Scene, wanted_width
 from .config import Limits
 from .decision import Change, Decision, Draft
@@ -62,7 +62,10 @@ def reconcile(snapshot: Snapshot, facts: Facts, now: float, limits: Limits) -> D
         verdict = _judge(model, world, may_start)
         if verdict.wake_at is not None:
             wakes.append(verdict.wake_at)
-        change = verdict.change or _status_change(model, verdict.found, world)
+        if verdict.change is None:
+            change = _status_change(model, verdict.found, world)
+        else:
+            change = _with_status(verdict.change, model, world)
         if change is not None:
             # One new transition a tick: the next is planned on a picture that has this one's bytes.
             may_start = may_start and snapshot.keys.active_of(model) not in dict(change.puts)
@@ -305,6 +308,13 @@ def _findings(model: str, world: World) -> Findings:
             found, failed_generation=spec.value.generation, failure=failed.reason
         )
     return found
+
+
+def _with_status(change: Change, model: str, world: World) -> Change:
+    """A change together with the status that is true once it has happened."""
+    ahead = dataclasses.replace(world, snapshot=foresight.ahead(world.snapshot, change))
+    following = _status_change(model, _findings(model, ahead), ahead)
+    return change if following is None else foresight.together(change, following)
 
 
 def _status_change(model: str, found: Findings, world: World) -> Change | None:

@@ -1,6 +1,6 @@
 """What may be asked for in the moment after a transition ended, before the status says so?
 
-The status is written one tick after the transaction that ended a transition. Whoever saw that end
+The status may be written a tick after the transaction that ended a transition. Whoever saw that end
 may ask for the next thing at once: the journal answers them, not the status.
 """
 
