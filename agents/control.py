@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import DeadlineError, ProtocolError, WorkerError
 from ..core.paths import short_socket_path
-from .wire import FRAME_BYTES_MAX, encode, read_message
+from .wire import FRAME_BYTES_MAX, NOTHING, encode, read_message
 
 log = logging.getLogger("moectl.agent.control")
 
@@ -52,14 +52,24 @@ class Control:
                 await self._task
         self._disconnect()
 
-    async def call(self, op: str, deadline_s: float = CALL_S, **fields: Any) -> dict[str, Any]:
-        """The reply to one request; raises WorkerError on a no or a break, DeadlineError."""
+    async def call(
+        self,
+        op: str,
+        deadline_s: float = CALL_S,
+        *,
+        ready: Mapping[str, str] = NOTHING,
+        **fields: Any,
+    ) -> dict[str, Any]:
+        """The reply to one request; raises WorkerError on a no or a break, DeadlineError.
+
+        `ready` are fields that are JSON text already.
+        """
         if len(self._calls) >= CALLS_MAX:
             raise WorkerError(f"{self._path.name}: {CALLS_MAX} calls are unanswered")
         number = next(self._numbers)
         try:
             async with asyncio.timeout(deadline_s):
-                reply = await self._exchange(number, {"id": number, "op": op, **fields})
+                reply = await self._exchange(number, {"id": number, "op": op, **fields}, ready)
         except TimeoutError as error:
             raise DeadlineError(
                 f"worker {self._path.name} did not answer {op!r} within {deadline_s:g} s"
@@ -70,14 +80,16 @@ class Control:
             raise WorkerError(f"{op}: {reply.get('error', 'refused')}")
         return reply
 
-    async def _exchange(self, number: int, message: dict[str, Any]) -> dict[str, Any]:
+    async def _exchange(
+        self, number: int, message: dict[str, Any], ready: Mapping[str, str]
+    ) -> dict[str, Any]:
         await self._is_open.wait()
         writer = self._writer
         if writer is None:
             raise WorkerError(f"{self._path.name}: the connection broke")
         reply = self._calls[number] = asyncio.get_running_loop().create_future()
         try:
-            writer.write(encode(message))
+            writer.write(encode(message, ready))
             await writer.drain()
         except OSError as error:
             raise WorkerError(f"{self._path.name}: the connection broke: {error}") from error

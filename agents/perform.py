@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import MoectlError
-from ..core.records import TransitionRecord, to_plain
+from ..core.records import TransitionRecord, to_json
 from .actions import Action, Answer, Free, Outcome, Spawn, Stop, Tell, Word
 from .worker import LocalWorker
 
@@ -51,6 +51,7 @@ class Performer:
         self._hands = hands
         self._running: dict[str, asyncio.Task[None]] = {}
         self._outcomes: dict[str, dict[str, Outcome]] = {}  # operation id -> key -> outcome
+        self._encoded: tuple[TransitionRecord, str] | None = None  # the last that workers were told
 
     def outcomes(self, operation_id: str) -> dict[str, Outcome]:
         """How the actions of an operation ended so far."""
@@ -126,7 +127,7 @@ class Performer:
             if worker.control.connections != said_on:
                 said_on = worker.control.connections
                 try:
-                    await worker.control.call(**_message(action, transition))
+                    await worker.control.call(**self._message(action, transition))
                 except MoectlError as error:
                     if worker.control.connections == said_on and not worker.is_dead:
                         return await self._refused(action, worker, error)
@@ -154,13 +155,18 @@ class Performer:
         """Until the worker says something or dies; its report is asked for once a second anyway."""
         await worker.changes.wait(worker.changes.ticket(), LOOK_S)
 
+    def _message(self, action: Tell, transition: TransitionRecord) -> dict[str, Any]:
+        match action.word:
+            case Word.LEAVE | Word.RETURN:
+                return {"op": "leaving", "on": action.word is Word.LEAVE}
+            case Word.PREPARE:
+                return {"op": "prepare", "ready": {"transition": self._text_of(transition)}}
+            case _:
+                message = {"op": str(action.word), "operation_id": action.operation_id}
+                return message | {"epoch": transition.new.epoch}
 
-def _message(action: Tell, transition: TransitionRecord) -> dict[str, Any]:
-    match action.word:
-        case Word.LEAVE | Word.RETURN:
-            return {"op": "leaving", "on": action.word is Word.LEAVE}
-        case Word.PREPARE:
-            return {"op": "prepare", "transition": to_plain(transition)}
-        case _:
-            message = {"op": str(action.word), "operation_id": action.operation_id}
-            return message | {"epoch": transition.new.epoch}
+    def _text_of(self, transition: TransitionRecord) -> str:
+        """A transition as JSON, encoded once for all workers that are told of it."""
+        if self._encoded is None or self._encoded[0] is not transition:
+            self._encoded = (transition, to_json(transition))
+        return self._encoded[1]

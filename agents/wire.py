@@ -7,17 +7,25 @@ connection is closed, never guessed at.
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ..core.errors import ProtocolError
 
 FRAME_BYTES_MAX = 16 << 20  # the data protocol's limit on both ends
 _LENGTH_BYTES = 4
+NOTHING: Mapping[str, str] = {}
 
 
-def encode(message: dict[str, Any]) -> bytes:
-    """One frame; raises ProtocolError when it is above the limit."""
-    payload = json.dumps(message, separators=(",", ":")).encode()
+def encode(message: dict[str, Any], ready: Mapping[str, str] = NOTHING) -> bytes:
+    """One frame; raises ProtocolError when it is above the limit.
+
+    `ready` are fields that are JSON text already: what several workers are told is encoded once.
+    """
+    text = json.dumps(message, separators=(",", ":"))
+    for name, value in ready.items():
+        text = f"{text[:-1]},{json.dumps(name)}:{value}}}"
+    payload = text.encode()
     if len(payload) > FRAME_BYTES_MAX:
         raise ProtocolError(f"frame of {len(payload)} bytes is above the limit {FRAME_BYTES_MAX}")
     return len(payload).to_bytes(_LENGTH_BYTES, "big") + payload

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 
 import pytest
 
@@ -54,6 +55,16 @@ async def pair(tmp_path):
     await control.close()
     if peer.server is not None:
         await peer.stop()
+
+
+async def test_a_field_that_is_encoded_already_arrives_like_any_other(pair):
+    peer, control, _events = pair
+    await peer.start()
+    told = {"name": 'a "quoted" ä', "steps": [1, {"x": None}]}
+    ready = {"transition": json.dumps(told), "second": "2"}
+    reply = await control.call("prepare", ready=ready, epoch=3)
+    echo = reply["echo"]
+    assert (echo["transition"], echo["second"], echo["epoch"]) == (told, 2, 3)
 
 
 async def test_calls_wait_for_the_worker_and_return_its_reply(pair):
