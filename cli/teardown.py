@@ -100,7 +100,10 @@ def remove_state(home: Home, *, keep_logs: bool) -> None:
 
 
 def _strip_nodes(home: Home) -> None:
-    """Everything of the nodes but their logs."""
+    """Everything of the nodes but their logs; what lies beside their folders is shared by them."""
+    for shared in home.nodes_dir.glob("*"):
+        if not shared.is_dir():
+            shared.unlink(missing_ok=True)
     for node in _node_dirs(home):
         for entry in node.iterdir():
             if entry.name == "logs":
@@ -112,4 +115,4 @@ def _strip_nodes(home: Home) -> None:
 
 
 def _node_dirs(home: Home) -> list[Path]:
-    return sorted(home.nodes_dir.iterdir()) if home.nodes_dir.is_dir() else []
+    return sorted(path for path in home.nodes_dir.glob("*") if path.is_dir())

@@ -108,6 +108,7 @@ def test_only_our_own_files_are_removed_and_logs_kept_on_request(
     node = home.node("n1").create()
     node.log_file("worker").write_text("told")
     (node.root / "hmm.sock").write_text("")
+    (home.nodes_dir / "import.lock").write_text("")  # of all nodes, beside their folders
     home.log_file("etcd").write_text("told")
     tear_down(home, keep_logs=True, report=lambda *words: None)
     left = sorted(p.relative_to(home.root).as_posix() for p in home.root.rglob("*") if p.is_file())
