@@ -1,7 +1,7 @@
 """Who has imported torch on this machine already? A fork server beside ours can fork ours.
 
 The import of torch and transformers takes seconds of CPU time, and the nodes of an embedded fleet
-share one machine: whoever comes first imports, under a lock beside the nodes' folders; the others
+share one machine: whoever comes first imports, under a lock in the first node's folder; the others
 wait for it and are forked from it within milliseconds, templates and all. So a scale that needs the
 fork server of one node never competes with the imports of the others. A node that has its machine
 for itself has no siblings, and imports.
@@ -34,6 +34,7 @@ class Siblings:
     def __init__(self, home: NodeHome, nodes: tuple[str, ...]) -> None:
         self._home = home
         self._homes = [NodeHome(home.root.with_name(node)) for node in nodes]
+        self._first = min([home, *self._homes], key=lambda each: each.root)
 
     @contextlib.asynccontextmanager
     async def turn(self, deadline_s: float) -> AsyncIterator[None]:
@@ -41,7 +42,7 @@ class Siblings:
         if not self._homes:
             yield
             return
-        path = self._home.root.with_name(LOCK)
+        path = self._first.create().root / LOCK
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             await _locked(lock, time.monotonic() + deadline_s)

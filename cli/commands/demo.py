@@ -18,6 +18,9 @@ def demo(
         int, typer.Option(min=1, max=64, help="Conversations streamed at once.")
     ] = 6,
     seed: Annotated[int, typer.Option(help="Seed of the sampled conversations.")] = 7,
+    quiet: Annotated[
+        float, typer.Option(min=0.1, help="Seconds of rest around each scale, for percentiles.")
+    ] = 5.0,
     keep_logs: Annotated[
         Path | None, typer.Option("--keep-logs", help="Copy the fleet's logs into this folder.")
     ] = None,
@@ -46,5 +49,6 @@ def demo(
         plot=plot,
         output=output,
         keep_logs=keep_logs,
+        quiet_s=quiet,
     )
     raise typer.Exit(run_demo(options))

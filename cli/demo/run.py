@@ -27,7 +27,7 @@ from ..local import UpOptions, bring_up
 from ..teardown import tear_down
 from .report import Evidence, Setting, build_report, is_good, summary_lines, to_text
 from .residency import Residency
-from .scenario import Scenario
+from .scenario import QUIET_S, Scenario
 from .traffic import Target, Traffic
 from .view import DemoView, open_view
 
@@ -46,6 +46,7 @@ class DemoOptions:
     plot: Path | None = None
     output: str = "text"
     keep_logs: Path | None = None
+    quiet_s: float = QUIET_S
 
 
 def run_demo(options: DemoOptions) -> int:
@@ -122,7 +123,9 @@ def _act(stage: _Stage, model: str, evidence: Evidence) -> None:
     residency.start()
     traffic.start()
     try:
-        scenario = Scenario(stage.client, model, instance.instance, view.stage, view.phase)
+        scenario = Scenario(
+            stage.client, model, instance.instance, view.stage, view.phase, options.quiet_s
+        )
         evidence.scales = scenario.scales()
         evidence.kill = scenario.kill_one()
         scenario.rest()

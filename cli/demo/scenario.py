@@ -19,7 +19,7 @@ from ..fleet_view import FleetView, TransitionView
 from .metrics import Window
 from .report import KillRun, ScaleRun
 
-QUIET_S = 5.0  # a steady percentile needs some hundreds of gaps
+QUIET_S = 5.0  # unless told otherwise: a steady percentile needs some hundreds of gaps
 SETTLE_S = 0.7  # after a change, before the quiet time counts
 SCALE_DEADLINE_S = 90.0
 HEAL_DEADLINE_S = 90.0
@@ -32,13 +32,20 @@ class Scenario:
     """The acts of one run against one model."""
 
     def __init__(
-        self, client: ApiClient, model: str, instance: str, tell: Tell, watch: Watch
+        self,
+        client: ApiClient,
+        model: str,
+        instance: str,
+        tell: Tell,
+        watch: Watch,
+        quiet_s: float = QUIET_S,
     ) -> None:
         self._client = client
         self._model = model
         self._instance = instance
         self._tell = tell
         self._watch = watch
+        self._quiet_s = quiet_s
 
     def scales(self) -> list[ScaleRun]:
         """All scales, each with the quiet time before and after it."""
@@ -79,7 +86,7 @@ class Scenario:
     def _quiet(self) -> Window:
         time.sleep(SETTLE_S)
         start = time.time()
-        time.sleep(QUIET_S)
+        time.sleep(self._quiet_s)
         return Window(start, time.time())
 
     def _scale(self, width: int) -> TransitionView:

@@ -1,7 +1,8 @@
 """Makes the parts that drive real processes importable by the tests beside them, and the fleet of
 real workers that several of them drive (no etcd, no controller).
 
-What is dear to start is started once: two nodes and a fork server for all tests of real workers.
+What is dear to start is started once: two nodes and a fork server for all tests of real
+workers, one embedded fleet for all that only use one.
 """
 
 import sys
@@ -36,6 +37,18 @@ def site(tmp_path_factory):
     running.close()
     for log in sorted(running.root.glob("*.log")):
         print(f"--- {log.name}\n{log.read_text()}", file=sys.stderr)
+
+
+@pytest.fixture(scope="session")
+def running_home():
+    """An embedded fleet on the local spec, 2 of 4 devices wide at its start: who uses it leaves it
+    healthy, whatever its width."""
+    from embedded_fleet import FREE_PORTS, fleet_home
+
+    with fleet_home() as found:
+        answer = found.run("up", *FREE_PORTS)
+        assert answer.returncode == 0, answer.stderr
+        yield found
 
 
 @pytest.fixture

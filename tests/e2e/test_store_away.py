@@ -9,12 +9,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from embedded_fleet import FREE_PORTS, Fleet, fleet_home
+from embedded_fleet import Fleet
 
 AWAY_S = float(os.environ.get("MOECTL_AWAY_S", "3"))
 
@@ -66,12 +65,9 @@ class Streams:
             thread.join(timeout=60)
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    with fleet_home() as made:
-        answer = made.run("up", *FREE_PORTS)
-        assert answer.returncode == 0, answer.stderr
-        yield made
+@pytest.fixture
+def fleet(running_home: Fleet) -> Fleet:
+    return running_home
 
 
 def catch_up(fleet: Fleet) -> None:

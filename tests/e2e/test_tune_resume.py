@@ -17,7 +17,7 @@ from moectl.cli.catalogue import constants, find_device
 from moectl.cli.tune.patch import patched_document, write_patch
 from moectl.cli.tune.steady import CELLS
 
-TRIALS = 8
+TRIALS = 6
 DEADLINE_S = 120.0
 
 
@@ -25,7 +25,7 @@ def command(folder: Path) -> list[str]:
     return [
         sys.executable, "-P", "-m", "moectl.cli.main", "tune", "chat", "-f", "clusters/local.yaml",
         "--trials", str(TRIALS), "--study", str(folder), "--set", "threads=1", "-o", "json",
-        "--load", "requests=6", "--load", "input=8:40", "--load", "output=4:12",
+        "--load", "requests=4", "--load", "input=8:40", "--load", "output=4:12",
     ]  # fmt: skip
 
 

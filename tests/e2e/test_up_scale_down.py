@@ -20,12 +20,9 @@ pytestmark = pytest.mark.timeout(300)
 QUESTION = ("-m", "read a file and count its words", "--max-tokens", "24", "--temperature", "0")
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    with fleet_home() as found:
-        answer = found.run("up", *FREE_PORTS)
-        assert answer.returncode == 0, answer.stderr
-        yield found
+@pytest.fixture
+def fleet(running_home: Fleet) -> Fleet:
+    return running_home
 
 
 @pytest.fixture
@@ -253,7 +250,7 @@ def wait_for(check: "object", process: "subprocess.Popen[str]") -> None:
 
 def test_the_demo_keeps_its_promises(own_home: Fleet, tmp_path: Path) -> None:
     picture = tmp_path / "demo.png"
-    report = own_home.json("demo", "--plot", str(picture))
+    report = own_home.json("demo", "--quiet", "1", "--plot", str(picture))
     assert is_good(report), report
     assert [(s["from"], s["to"]) for s in report["scales"]] == [(2, 4), (4, 3), (3, 2)]
     for scale in report["scales"]:

@@ -101,4 +101,5 @@ async def test_who_imports_holds_the_lock_and_a_late_one_goes_on_without_it(tmp_
         tasks.create_task(import_after(two, DEADLINE_S, "second", at_once))
         await import_after(two, 0.0, "late", at_once)
         go.set()
+    assert {entry.name for entry in tmp_path.iterdir()} == set(NODES[:2])  # nothing beside nodes
     assert order == ["first in", "late in", "late out", "first out", "second in", "second out"]
