@@ -18,6 +18,7 @@ and raise ProtocolError on anything that this version did not write.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from ..core.errors import MappingError, ProtocolError
@@ -167,7 +168,13 @@ class ExpertShape:
     @property
     def bytes(self) -> int:
         """Bytes of one expert in its slot, without padding."""
-        return sum(place.bytes for place in self.places.values())
+        return _expert_bytes(self)
+
+
+@cache
+def _expert_bytes(shape: ExpertShape) -> int:
+    """Asked for every slot of every layout, of the few shapes that a process ever meets."""
+    return sum(place.bytes for place in shape.places.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,14 +225,12 @@ class ExpertLayout:
         pages_by_expert: Mapping[ExpertKey, Sequence[int]],
     ) -> "ExpertLayout":
         """One slot per expert in (layer, expert) order, so that a layer's slots are neighbours."""
-        empty = cls(shape, page_bytes)
+        size = cls(shape, page_bytes).pages_per_slot
         keys = sorted(pages_by_expert)
         slot_pages = tuple(tuple(pages_by_expert[key]) for key in keys)
         for key, pages in zip(keys, slot_pages, strict=True):
-            if len(pages) != empty.pages_per_slot:
-                raise MappingError(
-                    f"expert {key}: {len(pages)} pages for a slot of {empty.pages_per_slot}"
-                )
+            if len(pages) != size:
+                raise MappingError(f"expert {key}: {len(pages)} pages for a slot of {size}")
         slots = {key: slot for slot, key in enumerate(keys)}
         return cls(shape, page_bytes, slots, slot_pages)
 

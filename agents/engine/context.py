@@ -7,7 +7,7 @@ Plain data; opens nothing but HMM connections when asked to.
 import contextlib
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ...core.errors import (
     WorkerError,
 )
 from ...core.plan import DeviceId
+from ...core.priority import SessionPriority
 from ...memory.hmm.budget import ABOVE
 from ...memory.hmm.client import HmmClient
 from ...memory.layout import ExpertKey, ExpertLayout, ExpertShape, SharedLayout, respread
@@ -62,6 +63,7 @@ class WorkerContext:
     limits: Limits
     kv_bytes: int
     expert_dtype: torch.dtype  # of routed experts in their pages
+    session: SessionPriority = field(default_factory=SessionPriority)  # low until this rank serves
 
     @classmethod
     def build(cls, launch: WorkerLaunch, template: Any) -> "WorkerContext":
@@ -106,7 +108,7 @@ class WorkerContext:
                     f"{self.device} serves with {name} {old}: a running worker cannot take {new}",
                     next_step="delete the model and apply it again",
                 )
-        return changed
+        return replace(changed, session=self.session)
 
     @property
     def is_reproducible(self) -> bool:

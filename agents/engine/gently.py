@@ -22,8 +22,9 @@ T = TypeVar("T")
 Piece = Callable[[], None]
 
 #: Gentleness ends when the pieces are not done by then. Chosen: well above what they take on
-#: a machine with free cores, well below any phase deadline.
-ESCALATE_S = 2.0
+#: a machine with free cores (a GiB is copied in 0.1 s), and what nobody minds waiting for on a full
+#: one.
+ESCALATE_S = 0.6
 
 
 def run_gently(

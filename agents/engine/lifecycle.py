@@ -171,8 +171,6 @@ class Lifecycle:
         if self._next is not preparation:
             return  # said twice: the first one is under way
         record = preparation.record
-        if not preparation.session.restore():
-            print("this worker's session keeps a low level", file=sys.stderr, flush=True)
         try:
             preparation.commit_pages()
         except MoectlError as error:

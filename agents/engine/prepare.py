@@ -20,7 +20,6 @@ import torch
 
 from ...core.errors import MoectlError, WorkerError
 from ...core.plan import Part, Step, TransitionKind
-from ...core.priority import SessionPriority
 from ...core.records import TransitionRecord
 from ...memory.hmm.client import HmmClient
 from ...memory.layout import ExpertLayout, experts_name, respread
@@ -72,7 +71,6 @@ class Preparation:
         self._marks: dict[str, float] = {}  # figure -> seconds since PREPARE began
         self._started = 0.0
         self._cancelled = threading.Event()
-        self.session = SessionPriority()  # comes up again at COMMIT
         self._quiet = threading.Event()  # set while nothing of `run` is going on
         self._quiet.set()
         self._is_closed = False
@@ -93,6 +91,9 @@ class Preparation:
         self._quiet.clear()
         try:
             self._run()
+            # Before COMMIT comes: from then on every other rank waits for what this one does.
+            if not self.context.session.restore():
+                raise WorkerError("the kernel keeps this worker's session below the others")
         finally:
             self._quiet.set()
 
@@ -168,18 +169,17 @@ class Preparation:
         deadline_s = max(self.record.deadline_at - time.time(), DEADLINE_S_MIN)
         until = started + deadline_s
         self.hmm = self.context.connect(f"epoch {self.record.new.epoch}")
-        if self._is_gentle and not self._is_attached:
-            self.session.lower()
+        if not self._is_gentle:
+            self.context.session.restore()
         self._sources = Sources(self.context, self.hmm, self.record)
         group = beside(lambda: self._form_group(deadline_s), "meet")
         transfer = beside(lambda: self._join_transfer(deadline_s), "meet")
         try:
-            self._reserve()
             self._work = Work(self._pieces(transfer))
             if self.is_cancelled:
                 self._work.cancel()
             escalate_s = ESCALATE_S if self._is_gentle else 0.0
-            run_gently(self._work, until - time.monotonic(), escalate_s, self.session)
+            run_gently(self._work, until - time.monotonic(), escalate_s, self.context.session)
             copied = time.monotonic()
             self._check_cancelled()
             self._exchange = group.result(max(until - time.monotonic(), 0.1))
@@ -269,6 +269,7 @@ class Preparation:
 
     def _pieces(self, transfer: "Future[Transfer | None]") -> Iterator[Piece]:
         assert self._sources is not None
+        yield self._reserve
         self._mark("reserve")
         yield self._load
         if self.attachment is not None:

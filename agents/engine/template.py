@@ -76,6 +76,7 @@ def build_template(folder: Path | str, dtype: torch.dtype = torch.float32) -> Te
             next_step="`moectl get engines` lists what this engine can execute",
         ) from refusal
     rowwise.adopt(template)
+    template.moectl_shared = _shared_specs(template)
     return template
 
 
@@ -148,8 +149,14 @@ def expert_tensor_shapes(template: Template) -> dict[str, tuple[int, ...]]:
 def shared_tensor_specs(template: Template) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that a rank needs whole: parameters and persistent buffers.
 
-    Tied weights appear once, under the first of their names.
+    Tied weights appear once, under the first of their names. Found once, when the template is
+    built: walking a model's modules takes milliseconds, also beside a serving engine.
     """
+    known: dict[str, tuple[int, ...]] = template.moectl_shared
+    return dict(known)
+
+
+def _shared_specs(template: Template) -> dict[str, tuple[int, ...]]:
     specs = {name: tuple(p.shape) for name, p in template.named_parameters()}
     persistent = template.state_dict()
     specs.update(

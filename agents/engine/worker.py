@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from ...core.priority import be_prompt
 from ...core.records import WorkerStats, to_plain
 from ...core.transitions import WorkerState
 from ...memory.hmm.keeper import Keeper
@@ -39,9 +40,10 @@ from .steps import Callbacks, LoopState, StepLoop
 
 __all__ = ["Worker", "build_template", "run"]
 
-#: Threads of a worker switch at most this late. Chosen: a tenth of Python's default, since the
-#: engine's thread must get the interpreter back soon after a socket thread took it.
-SWITCH_S = 0.0005
+#: Threads of a worker switch at most this late. Chosen: a hundredth of Python's default. The
+#: engine's thread gives the interpreter up dozens of times a step (every wait for a peer does), and
+#: beside a thread that prepares it pays this much each time to get it back.
+SWITCH_S = 0.00005
 
 
 class Worker:
@@ -63,10 +65,12 @@ class Worker:
 
     def serve(self) -> None:
         """Serve until stopped."""
+        self.context.session.lower()  # until this rank is prepared: others may be serving
         self.lifecycle.start()
         self.data.start(self.loop)
         self.control.start(self.lifecycle)
         keeper = Keeper(self.launch.hmm_socket, self.launch.device, self.launch.model)
+        be_prompt()  # this is the engine's thread; all others have started
         try:
             self.loop.run()
         finally:

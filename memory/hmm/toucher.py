@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import MoectlError
+from ...core.priority import SessionPriority
 from ..backend import DeviceHandle, PageRun, coalesce
 from ..host import HUGE_PAGE_BYTES, HostBackend, can_gather
 from ..machine import spare_bytes
@@ -130,9 +131,11 @@ def _sliced(run: PageRun, pages: int) -> list[PageRun]:
 
 
 def _take_the_back_seat(parent: int) -> None:
-    """Idle priority, first to be ended when memory is out, and gone when the HMM is."""
+    """Behind everybody, first to be ended when memory is out, and gone when the HMM is."""
     with contextlib.suppress(OSError):
+        os.setsid()  # idle priority counts inside a session, and the HMM's has nobody else in it
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    SessionPriority().lower()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

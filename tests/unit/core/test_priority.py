@@ -3,11 +3,19 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from moectl.core.priority import GENTLE_NICE, SessionPriority
+from moectl.core.priority import (
+    GENTLE_NICE,
+    LAST_NICE,
+    PROMPT_SLICE_NS,
+    SessionPriority,
+    be_gentle,
+    be_prompt,
+)
 
 SESSION = Path("/proc/self/autogroup")
 
@@ -34,7 +42,7 @@ def asked(**options):
 
 @pytest.mark.skipif(not SESSION.exists(), reason="this kernel does not group tasks by session")
 def test_a_session_steps_back_and_comes_up_again_without_privileges():
-    assert asked(start_new_session=True) == ["True", str(GENTLE_NICE), "True", "0"]
+    assert asked(start_new_session=True) == ["True", str(LAST_NICE), "True", "0"]
 
 
 @pytest.mark.skipif(not SESSION.exists(), reason="this kernel does not group tasks by session")
@@ -56,10 +64,37 @@ def test_a_level_that_cannot_be_taken_back_is_told(tmp_path, monkeypatch):
     place = tmp_path / "autogroup"
     session = SessionPriority(place)
     assert session.lower()
-    assert place.read_text() == str(GENTLE_NICE)
+    assert place.read_text() == str(LAST_NICE)
     place.unlink()
     place.mkdir()
     assert not session.restore()
     place.rmdir()
     assert session.restore()
     assert place.read_text() == "0"
+
+
+def in_a_thread(task):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(task()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def own_slice_ms():
+    lines = Path("/proc/thread-self/sched").read_text().splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith("se.slice")) / 1e6
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/sched").exists(), reason="this kernel does not tell slices"
+)
+def test_a_prompt_thread_has_short_slices_and_keeps_its_level():
+    def ask():
+        be_gentle()
+        was_taken = be_prompt()
+        return was_taken, own_slice_ms(), os.getpriority(os.PRIO_PROCESS, 0)
+
+    was_taken, slice_ms, nice = in_a_thread(ask)
+    assert nice == GENTLE_NICE
+    assert not was_taken or slice_ms == PROMPT_SLICE_NS / 1e6
