@@ -13,6 +13,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from concurrent import futures
 from concurrent.futures import Future
 from typing import Any
 
@@ -44,6 +45,8 @@ from .warm_up import warm_up
 
 #: The least time a preparation gets, when clocks disagree about the record's deadline.
 DEADLINE_S_MIN = 5.0
+#: How often a meeting that is to end is looked for.
+ABANDON_S = 0.05
 
 
 class Preparation:
@@ -194,10 +197,10 @@ class Preparation:
 
     def _settle(self, group: "Future[Any]", transfer: "Future[Any]") -> None:
         """Wait for the meetings, so that what they made is known to `forfeit`."""
-        if not group.done() or not transfer.done():
-            abandon_meeting(self.record.store_address)
         for future in (group, transfer):
-            future.exception()
+            while not future.done():  # again and again: it may not have called the store yet
+                abandon_meeting(self.record.store_address)
+                futures.wait([future], ABANDON_S)
         if self._exchange is None and group.exception() is None:
             self._exchange = group.result()
         if self._transfer is None and transfer.exception() is None:
