@@ -1,9 +1,9 @@
 """What must be imported before a worker can be forked, and how is that kept cheap?
 
 torch, transformers and the engine are some 2500 modules. What they make lives as long as the
-process: a garbage collector that looks through all of it again and again finds nothing, and costs a
-fifth of the CPU time of the import. So it rests meanwhile, and what is there then is frozen: it is
-never looked at again, and its memory stays shared with the children.
+process: a garbage collector that looks through all of it again and again costs a fifth of the CPU
+time of the import and finds next to nothing (some 11,000 of a million objects). So it rests
+meanwhile, and what is there then is frozen: never looked at, and its memory shared with children.
 """
 
 import contextlib
@@ -48,5 +48,4 @@ def lasting() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-        gc.collect()
         gc.freeze()
