@@ -44,6 +44,17 @@ def be_gentle(nice: int = GENTLE_NICE) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
 
 
+def be_idle() -> None:
+    """Run the calling thread, for the rest of its life, only where nobody else wants to.
+
+    The scheduler takes a core that runs nothing else for an idle one, and wakes others there: a
+    thread that is merely nice keeps a core to itself while two that wait for each other share the
+    next. Not for a thread that may hold a lock which others need.
+    """
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 def be_prompt(slice_ns: int = PROMPT_SLICE_NS) -> bool:
     """Give the calling thread short slices; returns whether the kernel took that.
 

@@ -71,7 +71,9 @@ def beside(task: Callable[[], T], name: str) -> "Future[T]":
 class Work:
     """Pieces shared by runners; at most one runs at a time, so pieces need no locks."""
 
-    def __init__(self, pieces: Iterable[Piece]) -> None:
+    def __init__(self, pieces: Iterable[Piece], give_way: Callable[[], None] = be_gentle) -> None:
+        """`give_way` lowers the thread that calls it: how runners that are gentle begin."""
+        self._give_way = give_way
         self._pieces: Iterator[Piece] = iter(pieces)
         self._turn = threading.Lock()
         self._done = threading.Event()
@@ -111,7 +113,7 @@ class Work:
 
     def _run(self, is_gentle: bool) -> None:
         if is_gentle:
-            be_gentle()
+            self._give_way()
         while not self._done.is_set():
             with self._turn:
                 if self._done.is_set():

@@ -21,6 +21,7 @@ import torch
 
 from ...core.errors import MoectlError, WorkerError
 from ...core.plan import Part, Step, TransitionKind
+from ...core.priority import be_gentle, be_idle
 from ...core.records import TransitionRecord
 from ...memory.hmm.client import HmmClient
 from ...memory.layout import ExpertLayout, experts_name, respread
@@ -178,7 +179,9 @@ class Preparation:
         group = beside(lambda: self._form_group(deadline_s), "meet")
         transfer = beside(lambda: self._join_transfer(deadline_s), "meet")
         try:
-            self._work = Work(self._pieces(transfer))
+            # Beside an engine an idle thread could stop dead with the interpreter lock in hand.
+            give_way = be_gentle if self._is_attached else be_idle
+            self._work = Work(self._pieces(transfer), give_way)
             if self.is_cancelled:
                 self._work.cancel()
             escalate_s = ESCALATE_S if self._is_gentle else 0.0

@@ -18,12 +18,13 @@ It is forked from the fork server (agents/launch), which gives it a template. It
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...core.priority import be_prompt
+from ...core.priority import SessionPriority, be_prompt
 from ...core.records import WorkerStats, to_plain
 from ...core.transitions import WorkerState
 from ...memory.hmm.keeper import Keeper
@@ -49,9 +50,9 @@ SWITCH_S = 0.00005
 class Worker:
     """The parts of one worker."""
 
-    def __init__(self, launch: WorkerLaunch, template: Any) -> None:
+    def __init__(self, launch: WorkerLaunch, template: Any, session: SessionPriority) -> None:
         self.launch = launch
-        self.context = WorkerContext.build(launch, template)
+        self.context = replace(WorkerContext.build(launch, template), session=session)
         self.inbox = Inbox(self.context.limits.max_queued)
         secret = read_secret(launch.secret_file)
         greeting = {"model": launch.model, "context_tokens": self.context.limits.max_context}
@@ -65,7 +66,6 @@ class Worker:
 
     def serve(self) -> None:
         """Serve until stopped."""
-        self.context.session.lower()  # until this rank is prepared: others may be serving
         self.lifecycle.start()
         self.data.start(self.loop)
         self.control.start(self.lifecycle)
@@ -148,8 +148,10 @@ class Worker:
 
 def run(launch: WorkerLaunch, template: Any) -> int:
     """The whole life of a worker process; returns its exit code."""
+    session = SessionPriority()
+    session.lower()  # until this rank is prepared: others may be serving
     sys.setswitchinterval(SWITCH_S)
-    worker = Worker(launch, template)
+    worker = Worker(launch, template, session)
     torch.set_num_threads(worker.context.threads)  # no pool of threads is older than the fork
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.loop.stop())

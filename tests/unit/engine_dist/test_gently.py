@@ -8,7 +8,7 @@ import pytest
 
 from moectl.agents.engine.gently import Work, run_gently
 from moectl.core.errors import DeadlineError
-from moectl.core.priority import GENTLE_NICE, SessionPriority
+from moectl.core.priority import GENTLE_NICE, SessionPriority, be_idle
 
 
 class Session(SessionPriority):
@@ -68,6 +68,13 @@ def test_only_the_runner_that_is_meant_to_be_gentle_gives_way():
         work.wait_quiet()
     assert seen == [GENTLE_NICE, 0]
     assert os.getpriority(os.PRIO_PROCESS, 0) == 0
+
+
+def test_a_runner_gives_way_as_it_is_told():
+    seen = []
+    work = Work([lambda: seen.append(os.sched_getscheduler(0))], be_idle)
+    run_gently(work, 30.0, escalate_s=20.0)
+    assert seen == [os.SCHED_IDLE]
 
 
 def test_a_session_that_stepped_back_comes_up_when_the_work_takes_too_long():
