@@ -16,6 +16,8 @@ from moectl.core.plan import TransitionKind
 
 SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 11, "frequency_penalty": 0.3}
 GREEDY = {"temperature": 0.0}
+#: Tokens of a request that outlives several changes of width, however fast a free machine decodes.
+LONG = 400
 
 
 def decoding(fleet, device, count, length=40, tokens=130):
@@ -178,7 +180,7 @@ def test_a_leaver_killed_at_the_flip_costs_no_request_and_no_block(fleet, expect
 def test_a_drained_node_hands_its_requests_to_ranks_that_have_just_joined(fleet, expected):
     """Nobody stays: the receivers' engines exist since this very transition."""
     create(fleet, 2)
-    streams = [s for device in DEVICES[:2] for s in decoding(fleet, device, 2)]
+    streams = [s for device in DEVICES[:2] for s in decoding(fleet, device, 2, tokens=LONG)]
     record, figures = leave(fleet, DEVICES[2:])
     fleet.retire(record)
     finish(fleet, streams, expected)
@@ -191,7 +193,7 @@ def test_a_drained_node_hands_its_requests_to_ranks_that_have_just_joined(fleet,
 
 def test_a_request_may_move_again_and_again(fleet, expected):
     create(fleet, 2)
-    streams = decoding(fleet, DEVICES[0], 3, tokens=180)
+    streams = decoding(fleet, DEVICES[0], 3, tokens=LONG)
     for ranks in (DEVICES[2:3], DEVICES[:2], DEVICES[2:]):
         record, figures = leave(fleet, ranks)
         fleet.retire(record)

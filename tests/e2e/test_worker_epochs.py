@@ -315,9 +315,9 @@ def test_who_has_no_secret_or_speaks_nonsense_is_cut_off_and_nobody_else(fleet, 
         with socket.create_connection((host, int(port))) as sock:
             sock.sendall(len(first).to_bytes(4, "big") + first)
             assert sock.recv(100) == b""
-    stream = fleet.start_stream(prompt(110, 300), 20, DEVICES[0])  # longer than the context
+    stream = fleet.start_stream(prompt(110, 1100), 20, DEVICES[0])  # longer than the context
     assert stream.ended.wait(DEADLINE_S)
-    assert stream.reason.startswith("refused:a prompt of 300 tokens")
+    assert stream.reason.startswith("refused:a prompt of 1100 tokens")
     finish(fleet, [fleet.start_stream(prompt(111, 20), 20, DEVICES[0])], expected)
 
 

@@ -32,7 +32,7 @@ ENGINE = {
     "maxRequests": 16,
     "prefillChunk": 16,
     "kvBlockTokens": 8,
-    "maxContext": 256,
+    "maxContext": 1024,
 }
 SPEC = {"engine": ENGINE, "memory": {"kvPerDevice": 512 * 1024}}
 

@@ -16,7 +16,7 @@ def write_checkpoint(folder):
     config = Qwen3MoeConfig(
         vocab_size=160, hidden_size=64, num_hidden_layers=LAYERS, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, num_experts=EXPERTS, num_experts_per_tok=3,
-        moe_intermediate_size=32, intermediate_size=32, max_position_embeddings=256,
+        moe_intermediate_size=32, intermediate_size=32, max_position_embeddings=1024,
         tie_word_embeddings=True, decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=True,
     )  # fmt: skip
     model = Qwen3MoeForCausalLM(config)
@@ -37,7 +37,7 @@ class Alone:
     def __call__(self, prompt, count, sampling=None):
         key = (prompt, count, str(sampling))
         if key not in self._known:
-            engine = open_engine(self._forward, Limits(max_context=256), 64)
+            engine = open_engine(self._forward, Limits(max_context=1024), 64)
             engine.submit(Request("a", prompt, count, sampling_of(sampling or {})))
             out = []
             while engine.has_work:
