@@ -51,15 +51,20 @@ def run_gently(
     work.raise_error()
 
 
-def beside(task: Callable[[], T], name: str) -> "Future[T]":
-    """Run a task that mostly waits on a thread of its own, at normal priority.
+def beside(
+    task: Callable[[], T], name: str, give_way: Callable[[], None] | None = None
+) -> "Future[T]":
+    """Run a task on a thread of its own, at normal priority unless told how to `give_way`.
 
-    For meetings: gloo's threads inherit from the one that forms a group.
+    Normal is for meetings, which mostly wait: gloo's threads inherit from the one that forms a
+    group.
     """
     future: Future[T] = Future()
 
     def run() -> None:
         try:
+            if give_way is not None:
+                give_way()
             future.set_result(task())
         except BaseException as error:  # handed to whoever waits
             future.set_exception(error)

@@ -18,10 +18,12 @@ from typing import Any
 
 from ...core.errors import MoectlError, WorkerError
 from ...core.plan import TransitionKind
+from ...core.priority import be_gentle
 from ...core.records import TransitionRecord
 from ...memory.hmm.client import HmmClient
 from .context import WorkerContext
 from .epoch import Epoch
+from .gently import beside
 from .kv_room import KvRoom, try_grow
 from .moving import Moving
 from .prepare import Preparation
@@ -224,7 +226,8 @@ class Lifecycle:
             self._say("retired", operation, error="that operation's epoch is not in force here")
             return
         try:
-            freed = self._give_back(live)
+            # Nobody waits for these pages, and every rank gives some back at the same time.
+            freed = beside(lambda: self._give_back(live), "retire", be_gentle).result()
         except MoectlError as error:
             _log("retiring failed", error)
             self._say("retired", operation, error=_text(error))
