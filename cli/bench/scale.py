@@ -63,10 +63,10 @@ LARGE = RandomModel(
 SHARD_BYTES = 1 << 29
 WIDTHS = (4, 2, 4, 3, 2)
 START, WIDE = 2, 4
-ROUNDS, ROUNDS_FULL = 2, 10
+ROUNDS, ROUNDS_FULL = 3, 10
 # Steady: a reader for each rank that serves at first. Saturating: a queue at every rank.
 READERS, READERS_SATURATING = 2, 8
-TOKENS, TOKENS_QUICK = 256, 48  # ElasticMoE's own load decodes 250-500 tokens
+TOKENS, TOKENS_QUICK = 500, 48  # ElasticMoE's own load decodes 250-500 tokens
 REFERENCE_S = 180.0
 CYCLES, CYCLES_FULL = 10, 100
 CYCLES_S_MIN = 120.0  # of the budget; with less left there is no cycle worth a fleet of eight
