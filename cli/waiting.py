@@ -15,6 +15,8 @@ from .client import ApiClient
 from .fleet_view import FleetView, ModelView, TransitionView, transition_from_plain
 
 POLL_S = 0.1
+#: The longest that the API lets one stream be asked for; who waits longer asks again.
+WATCH_S_MAX = 3600.0
 # Reasons of the Admitted condition that mean "there is no room", as the API's exit code 4 does.
 UNPLACEABLE_WORDS = ("Unplaceable", "Infeasible", "DoesNotFit", "NoPlacement")
 
@@ -153,7 +155,7 @@ def _follow(
     if left_s <= 0:
         return None
     with contextlib.suppress(MoectlError):  # asking for the fleet tells what is wrong
-        for told in client.watch_transition(operation_id, left_s):
+        for told in client.watch_transition(operation_id, min(left_s, WATCH_S_MAX)):
             if "record_id" in told:
                 view = transition_from_plain(told)
                 report(view)

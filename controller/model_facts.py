@@ -55,7 +55,8 @@ class FactsReader:
 
     async def read(self, folder: str) -> ModelFacts | NoFacts:
         """Facts of one folder, or why there are none."""
-        facts = self._known[folder][1] if folder in self._known else None
+        known = self._known.get(folder)  # once: another thread may forget them all
+        facts = known[1] if known is not None else None
         age_s = time.monotonic() - self._looked_at.get(folder, float("-inf"))
         if isinstance(facts, ModelFacts) and age_s < LOOK_AGAIN_S:
             return facts

@@ -56,9 +56,10 @@ def be_idle() -> None:
 
 
 def be_prompt(slice_ns: int = PROMPT_SLICE_NS) -> bool:
-    """Give the calling thread short slices; returns whether the kernel took that.
+    """Give the calling thread short slices; returns whether the kernel accepts the call.
 
-    Threads that it starts afterwards inherit them.
+    One that is older than 6.12 accepts it and goes on as before. Threads that this one starts
+    afterwards inherit them.
     """
     number = _SCHED_SETATTR.get(os.uname().machine)
     if number is None:

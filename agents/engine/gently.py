@@ -3,7 +3,7 @@
 They take what a core has left, and little of one that others want, until that takes too long.
 
 A runner takes pieces from one iterator, so that a second runner at normal priority can join when
-the first gets no time: a thread without privileges cannot take a nice level back, but nobody has to
+the first gets no time: a thread without privileges cannot take its level back, but nobody has to
 wait for it once its piece is done. The engine's thread never runs a piece.
 """
 
@@ -40,9 +40,9 @@ def run_gently(
     """
     work.start(is_gentle=escalate_s > 0)
     if not work.wait(min(escalate_s, deadline_s)):
+        work.hurry()
         if session is not None:
             session.restore()
-        work.hurry()
         if not work.wait(deadline_s - escalate_s):
             work.cancel()
             work.wait_quiet()
@@ -94,7 +94,10 @@ class Work:
     def hurry(self) -> None:
         """Go on at normal priority: lift the runners where that is allowed, and add one that is."""
         for thread in self._threads:
-            with contextlib.suppress(OSError):  # needs a right that users often lack; or it ended
+            # Both need a right that users often lack; or the thread has ended.
+            with contextlib.suppress(OSError):
+                os.sched_setscheduler(thread.native_id or 0, os.SCHED_OTHER, os.sched_param(0))
+            with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, thread.native_id or 0, 0)
         self.start(is_gentle=False)
 

@@ -31,7 +31,8 @@ def lenders(record: TransitionRecord) -> tuple[DeviceId, ...]:
 
 def tell_lent(record: TransitionRecord, device: DeviceId) -> None:
     """This rank has lent what it can; nobody is kept waiting when the word does not get through."""
-    with contextlib.suppress(RuntimeError):  # every failure of torch's store is one
+    # Every failure of torch's store is a RuntimeError; ValueError: the operation has no store.
+    with contextlib.suppress(RuntimeError, ValueError):
         _store(record).set(str(device), "lent")
 
 

@@ -173,19 +173,21 @@ class Preparation:
         deadline_s = max(self.record.deadline_at - time.time(), DEADLINE_S_MIN)
         until = started + deadline_s
         self.hmm = self.context.connect(f"epoch {self.record.new.epoch}")
-        if not self._is_gentle:
-            self.context.session.restore()
         self._sources = Sources(self.context, self.hmm, self.record)
         group = beside(lambda: self._form_group(deadline_s), "meet")
         transfer = beside(lambda: self._join_transfer(deadline_s), "meet")
         try:
-            # Beside an engine an idle thread could stop dead with the interpreter lock in hand.
-            give_way = be_gentle if self._is_attached else be_idle
+            session = self.context.session
+            # Beside an engine an idle thread could stop dead with the interpreter lock in hand; it
+            # comes up again only with the session.
+            give_way = be_idle if session.is_lowered and not self._is_attached else be_gentle
+            if not self._is_gentle:
+                session.restore()
             self._work = Work(self._pieces(transfer), give_way)
             if self.is_cancelled:
                 self._work.cancel()
             escalate_s = ESCALATE_S if self._is_gentle else 0.0
-            run_gently(self._work, until - time.monotonic(), escalate_s, self.context.session)
+            run_gently(self._work, until - time.monotonic(), escalate_s, session)
             copied = time.monotonic()
             self._check_cancelled()
             self._exchange = group.result(max(until - time.monotonic(), 0.1))

@@ -42,10 +42,13 @@ def import_engine() -> tuple[BuildTemplate, RunWorker]:
 
 @contextlib.contextmanager
 def lasting() -> Iterator[None]:
-    """For what makes objects that stay: the collector rests, then leaves them alone for good."""
+    """For what makes objects that stay: the collector rests, then leaves them alone for good.
+
+    What fails leaves garbage: that is collected like any other.
+    """
     gc.disable()
     try:
         yield
+        gc.freeze()
     finally:
         gc.enable()
-        gc.freeze()
