@@ -86,6 +86,11 @@ def own_slice_ms():
     return next(float(line.split()[-1]) for line in lines if line.startswith("se.slice")) / 1e6
 
 
+def kernel():
+    return tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
+
+
+@pytest.mark.skipif(kernel() < (6, 12), reason="custom slices came with Linux 6.12")
 @pytest.mark.skipif(
     not Path("/proc/self/sched").exists(), reason="this kernel does not tell slices"
 )
