@@ -20,7 +20,7 @@ GREEDY = {"temperature": 0.0}
 LONG = 400
 
 
-def decoding(fleet, device, count, length=40, tokens=130):
+def decoding(fleet, device, count, length=40, tokens=160):
     """`count` requests on a device, each with some tokens already."""
     streams = [
         fleet.start_stream(
@@ -90,7 +90,7 @@ def test_a_scale_down_moves_requests_with_their_kv(fleet, expected, stay):
 def test_prompts_in_the_middle_and_requests_in_the_queue_move_too(fleet, expected):
     """More requests than lanes, with long prompts: some decode, some are read, some wait."""
     create(fleet, 2)
-    crowd = [fleet.start_stream(prompt(2000 + n, 120), 12, DEVICES[1]) for n in range(24)]
+    crowd = [fleet.start_stream(prompt(2000 + n, 120), 40, DEVICES[1]) for n in range(24)]
     while not any(stream.tokens for stream in crowd):
         time.sleep(0.005)
     record, figures = leave(fleet, DEVICES[:1])
@@ -193,7 +193,7 @@ def test_a_drained_node_hands_its_requests_to_ranks_that_have_just_joined(fleet,
 
 def test_a_request_may_move_again_and_again(fleet, expected):
     create(fleet, 2)
-    streams = decoding(fleet, DEVICES[0], 3, tokens=LONG)
+    streams = decoding(fleet, DEVICES[0], 3, tokens=250)  # three fit a rank
     for ranks in (DEVICES[2:3], DEVICES[:2], DEVICES[2:]):
         record, figures = leave(fleet, ranks)
         fleet.retire(record)
