@@ -84,6 +84,17 @@ class _SchedAttr(ctypes.Structure):
     )
 
 
+def lift_thread(thread: int) -> None:
+    """Bring a thread of this user back to where threads begin, as far as that is allowed.
+
+    Either half takes a right that users often lack.
+    """
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread, 0)
+
+
 def lift_session(leader: int) -> None:
     """Give a session of this user its whole share again, from outside: to end it without delay."""
     with contextlib.suppress(OSError):

@@ -7,8 +7,6 @@ the first gets no time: a thread without privileges cannot take its level back, 
 wait for it once its piece is done. The engine's thread never runs a piece.
 """
 
-import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +14,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from ...core.errors import DeadlineError
-from ...core.priority import SessionPriority, be_gentle
+from ...core.priority import SessionPriority, be_gentle, lift_thread
 
 T = TypeVar("T")
 Piece = Callable[[], None]
@@ -94,11 +92,8 @@ class Work:
     def hurry(self) -> None:
         """Go on at normal priority: lift the runners where that is allowed, and add one that is."""
         for thread in self._threads:
-            # Both need a right that users often lack; or the thread has ended.
-            with contextlib.suppress(OSError):
-                os.sched_setscheduler(thread.native_id or 0, os.SCHED_OTHER, os.sched_param(0))
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, thread.native_id or 0, 0)
+            if thread.native_id is not None:
+                lift_thread(thread.native_id)
         self.start(is_gentle=False)
 
     def wait(self, timeout_s: float) -> bool:

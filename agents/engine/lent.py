@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from torch import distributed
 
-from ...core.plan import DeviceId, TransitionKind
+from ...core.plan import DeviceId, TransitionKind, leaving_devices
 from ...core.records import TransitionRecord
 from .comm.gloo import Rendezvous
 
@@ -23,10 +23,8 @@ WAIT_S = 5.0
 
 def lenders(record: TransitionRecord) -> tuple[DeviceId, ...]:
     """Devices whose ranks serve and leave with this change: none at a heal, where they are gone."""
-    if record.old is None or record.kind is TransitionKind.HEAL:
-        return ()
-    staying = set(record.new.ranks)
-    return tuple(device for device in record.old.ranks if device not in staying)
+    is_heal = record.kind is TransitionKind.HEAL
+    return () if is_heal else leaving_devices(record.old, record.new)
 
 
 def tell_lent(record: TransitionRecord, device: DeviceId) -> None:

@@ -7,15 +7,15 @@ run before the first scale; a request that failed, or whose text differs, is cou
 import time
 from pathlib import Path
 
-from ..demo.metrics import mismatches
 from ..demo.traffic import Traffic
 from ..gateway_client import ChatOptions
 from .frame import BenchOptions
+from .scale_acts import DRAIN_S, losses
 from .scale_figures import ready_s
 from .scale_fleet import Shape, bench_fleet
 
 CYCLE = (4, 8, 4, 2)
-REFERENCE_S, DRAIN_S = 120.0, 120.0
+REFERENCE_S = 120.0
 RESERVE_S = 60.0  # of the budget, for the drain and the end
 TALKERS, TOKENS = 4, 64
 
@@ -40,12 +40,10 @@ def run_cycles(options: BenchOptions, model: Path, count: int) -> dict[str, floa
                 options.report("cycles", f"{done} of {count}")
         finally:
             traffic.stop(DRAIN_S)
-        failed = sum(not trace.is_ok for trace in traffic.traces)
         return {
             "cycles": done,
             "scales": len(ready),
             "requests": traffic.sent,
-            "failed": failed + traffic.sent - len(traffic.traces),
-            "token_mismatches": mismatches(traffic.traces, reference),
+            **losses(traffic, reference),
             "ready_s_max": max(ready, default=0.0),
         }

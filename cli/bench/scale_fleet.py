@@ -20,6 +20,7 @@ from ...agents.launch.spare import read_spare
 from ...core.errors import MoectlError
 from ...core.paths import (
     Home,
+    NodeHome,
     end_process,
     is_alive,
     read_run_files,
@@ -169,9 +170,11 @@ class BenchFleet:
             waiting.wait_until("memory of free pages", TOUCHED_DEADLINE_S, is_done, poll_s=0.25)
 
     def _hmm_sockets(self) -> list[Path]:
+        return [home.hmm_socket for home in self._node_homes()]
+
+    def _node_homes(self) -> list[NodeHome]:
         assert self.instance is not None
-        names = [str(node["name"]) for node in self.instance.nodes]
-        return [self.home.node(name).hmm_socket for name in names]
+        return [self.home.node(str(node["name"])) for node in self.instance.nodes]
 
     def model(self) -> ModelView:
         """The model now."""
@@ -215,8 +218,7 @@ class BenchFleet:
 
     def kill_fork_servers(self, *, with_spares: bool) -> int:
         """Take away what is pre-warmed; returns how many processes that were."""
-        assert self.instance is not None
-        homes = [self.home.node(str(node["name"])) for node in self.instance.nodes]
+        homes = self._node_homes()
         runs = [run for home in homes for run in read_run_files(home.run_dir)]
         servers = [run.process for run in runs if run.role == "forkserver"]
         for server in servers if with_spares else ():

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...core.priority import lift_session
+from ...core.priority import lift_session, lift_thread
 from ..backend import PageRun, coalesce, expand
 from ..host import KIND_HUGETLB, can_gather, held_bytes
 from .holdings import Device
@@ -153,8 +153,7 @@ class Pretouch:
         if child is not None:
             import subprocess
 
-            with contextlib.suppress(OSError):  # else it would end when a core is idle
-                os.sched_setscheduler(child.pid, os.SCHED_OTHER, os.sched_param(0))
+            lift_thread(child.pid)  # else it would end when a core is idle
             lift_session(child.pid)
             child.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):

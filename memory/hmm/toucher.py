@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import MoectlError
-from ...core.priority import SessionPriority
+from ...core.priority import SessionPriority, be_idle
 from ..backend import DeviceHandle, PageRun, coalesce
 from ..host import HUGE_PAGE_BYTES, HostBackend, can_gather
 from ..machine import spare_bytes
@@ -134,7 +134,7 @@ def _take_the_back_seat(parent: int) -> None:
     """Behind everybody, first to be ended when memory is out, and gone when the HMM is."""
     with contextlib.suppress(OSError):
         os.setsid()  # idle priority counts inside a session, and the HMM's has nobody else in it
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    be_idle()
     SessionPriority().lower()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
