@@ -26,7 +26,7 @@ from moectl.core.priority import SessionPriority
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
     ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: else its files in /proc stay root's
-level = lambda: Path("/proc/self/autogroup").read_text().split()[-1]
+level = lambda: (Path("/proc/self/autogroup").read_text().split() or ["of no group"])[-1]
 session = SessionPriority()
 print(session.lower(), level(), session.restore(), level())
 """
