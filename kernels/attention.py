@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .experts import ROW_FLOOR
+from .dense import ROW_FLOOR
 
 TILE = 64  # as in _paged.c; a power of two well above any block, small enough to stay in L1
 _NEGATIVE_INFINITY = float("-inf")

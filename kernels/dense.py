@@ -2,8 +2,8 @@
 
 The GEMM library takes other algorithms for few rows and for narrow outputs, and the tensor library
 computes loop tails with other instructions; both change a row's last bits with its company. The
-compiled path has one order for every sum. The reference runs the library with the known borders
-avoided: at least ROW_FLOOR rows, at least COLUMN_FLOOR outputs.
+compiled path has one order for every sum. The reference runs the library on blocks of always
+ROW_BLOCK rows, and on at least COLUMN_FLOOR outputs, so that it always takes the same algorithm.
 
 Legend: ... any leading dims, N rows, K depth, O outputs.
 """
@@ -12,18 +12,27 @@ import torch
 from torch import Tensor
 
 from . import native
-from .experts import ROW_FLOOR
 
+#: Below this many rows the GEMM of the CPU library takes another path, whose sums differ.
+#: Measured (MKL, AVX2): M = 1 and M = 2..3 differ from M >= 4, all M >= 4 are bit-equal.
+ROW_FLOOR = 4
 #: Below this many outputs the GEMM library's sums differ with the number of rows (measured: 1).
 COLUMN_FLOOR = 16
+#: Rows of one product of the reference. Chosen: a whole number of any library's register tiles.
+ROW_BLOCK = 16
 
 
 def linear(x: Tensor, weight_OK: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias. Shapes: x [..., K]; returns [..., O]."""
-    parts = (x, weight_OK) if bias_O is None else (x, weight_OK, bias_O[None, :0])
-    if native.fits(*parts) and weight_OK.is_contiguous():
+    parts = (x,) if bias_O is None else (x, bias_O[None, :0])
+    if native.fits(*parts) and is_compiled(weight_OK):
         return _linear_native(x.contiguous(), weight_OK, bias_O)
     return linear_reference(x, weight_OK, bias_O)
+
+
+def is_compiled(weight_OK: Tensor) -> bool:
+    """Whether `linear` of float32 rows takes the compiled path for a weight."""
+    return native.fits(weight_OK) and weight_OK.is_contiguous()
 
 
 def _linear_native(x: Tensor, weight_OK: Tensor, bias_O: Tensor | None) -> Tensor:
@@ -43,18 +52,21 @@ def _linear_native(x: Tensor, weight_OK: Tensor, bias_O: Tensor | None) -> Tenso
 
 
 def linear_reference(x: Tensor, weight_OK: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """`linear` with the tensor library; few rows and few outputs are padded with zeros."""
+    """`linear` with the tensor library; the last rows and few outputs are padded with zeros."""
     outputs = weight_OK.shape[0]
     x_NK = x.reshape(-1, x.shape[-1])
     rows = x_NK.shape[0]
-    if rows < ROW_FLOOR:
-        x_NK = torch.nn.functional.pad(x_NK, (0, 0, 0, ROW_FLOOR - rows))
+    x_NK = torch.nn.functional.pad(x_NK, (0, 0, 0, -rows % ROW_BLOCK))
     if outputs < COLUMN_FLOOR:
         weight_OK = torch.nn.functional.pad(weight_OK, (0, 0, 0, COLUMN_FLOOR - outputs))
         bias_O = (
             None if bias_O is None else torch.nn.functional.pad(bias_O, (0, COLUMN_FLOOR - outputs))
         )
-    y_NO = torch.nn.functional.linear(x_NK, weight_OK, bias_O)
+    y_NO = x_NK.new_empty((x_NK.shape[0], weight_OK.shape[0]))
+    size = ROW_BLOCK if x.is_cpu else max(x_NK.shape[0], 1)  # elsewhere nothing was measured
+    for start in range(0, rows, size):
+        block = slice(start, start + size)
+        y_NO[block] = torch.nn.functional.linear(x_NK[block], weight_OK, bias_O)
     return y_NO[:rows, :outputs].reshape(*x.shape[:-1], outputs)
 
 
@@ -85,8 +97,9 @@ def rms_norm_reference(x: Tensor, weight_K: Tensor, epsilon: float) -> Tensor:
 def gemm_rows_keep_their_bits(depth: int, outputs: int) -> bool:
     """Whether ROW_FLOOR is enough for the GEMM library on this machine, for one weight shape.
 
-    The floor is a fact of a library on a CPU, not a promise: ask once at the start, for the layers
-    that still run on the library (routers), before promising that rows keep their bits.
+    The floor is a fact of a library on a CPU, not a promise (an Intel CPU with AMX needs more than
+    an AMD one): ask once at the start, for what still runs on the library, before promising that
+    rows keep their bits.
     """
     generator = torch.Generator().manual_seed(0)
     x_NK = torch.randn(64, depth, generator=generator)

@@ -3,8 +3,8 @@
 Pure functions on tensors; no process group, no page, no model. A pair's result depends on its row
 and its expert only: never on which other pairs are computed with it, in what order, or on which
 rank. Two ways give that (each with itself; they agree with each other to rounding): the reference
-pads every expert's group of rows to the floor below which the GEMM library switches algorithm, the
-C path (`_paged.c`) computes every dot product in one fixed lane order.
+multiplies blocks of rows that are always equally long (`dense.py`), the C path (`_paged.c`)
+computes every dot product in one fixed lane order.
 
 Legend: S slots, H hidden, I inner of an expert, J = 2I, P pairs, N rows, K experts per row.
 """
@@ -17,10 +17,7 @@ import torch
 from torch import Tensor
 
 from . import native
-
-#: Below this many rows the GEMM of the CPU library takes another path, whose sums differ.
-#: Measured (MKL, AVX2): M = 1 and M = 2..3 differ from M >= 4, all M >= 4 are bit-equal.
-ROW_FLOOR = 4
+from .dense import linear_reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,22 +133,18 @@ def expert_mlp(x_MH: Tensor, counts: list[int], slots: list[int], weights: Exper
     """Run groups of rows through their experts: rows of group g go through slot slots[g].
 
     Shapes: x_MH [M, H], sum(counts) == M; returns y_MH [M, H].
-    Groups under ROW_FLOOR rows are padded with zero rows.
     """
     y_MH = torch.empty_like(x_MH)
     start = 0
     for count, slot in zip(counts, slots, strict=True):
         stop = start + count
-        rows_GH = x_MH[start:stop]
-        if count < ROW_FLOOR:
-            rows_GH = torch.nn.functional.pad(rows_GH, (0, 0, 0, ROW_FLOOR - count))
-        y_MH[start:stop] = _one_expert(rows_GH, slot, weights)[:count]
+        y_MH[start:stop] = _one_expert(x_MH[start:stop], slot, weights)
         start = stop
     return y_MH
 
 
 def _one_expert(rows_GH: Tensor, slot: int, weights: ExpertWeights) -> Tensor:
-    linear, dtype = torch.nn.functional.linear, rows_GH.dtype
+    linear, dtype = linear_reference, rows_GH.dtype
     gate_up_JH, down_HI = weights.gate_up_SJH[slot].to(dtype), weights.down_SHI[slot].to(dtype)
     inner_GJ = linear(rows_GH, gate_up_JH, _of(weights.gate_up_bias_SJ, slot, dtype))
     gate_GI, up_GI = inner_GJ.chunk(2, dim=-1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import native
 from .attention import AttentionForm, PagedRows, paged_attention
-from .experts import ROW_FLOOR
+from .dense import ROW_FLOOR
 
 
 @dataclass(frozen=True, slots=True)

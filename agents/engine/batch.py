@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...kernels.attention import PagedRows
-from ...kernels.experts import ROW_FLOOR
+from ...kernels.dense import ROW_FLOOR
 from .schedule import StepPlan
 
 

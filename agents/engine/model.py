@@ -14,6 +14,7 @@ from . import hooks
 from .batch import StepBatch
 from .kv import KvPool
 from .moe import MoeRunner
+from .rowwise import RowGate, RowLinear
 from .template import (
     ModelShape,
     Template,
@@ -89,7 +90,8 @@ class ForwardPass:
         unstable = []
         for name, weight in self.template.named_parameters():
             owner = self.template.get_submodule(name.rpartition(".")[0])
-            if weight.dim() != 2 or isinstance(owner, torch.nn.Linear | torch.nn.Embedding):
+            is_matrix = weight.dim() == 2 and not self._is_only_looked_up(owner)
+            if not is_matrix or self._is_ours(name, weight, owner):
                 continue
             shape = (int(weight.shape[1]), int(weight.shape[0]))
             if shape not in asked:
@@ -97,6 +99,17 @@ class ForwardPass:
             if not asked[shape]:
                 unstable.append(name)
         return unstable
+
+    def _is_only_looked_up(self, owner: torch.nn.Module) -> bool:
+        is_tied = getattr(self.template.config, "tie_word_embeddings", False)
+        return isinstance(owner, torch.nn.Embedding) and not is_tied
+
+    def _is_ours(self, name: str, weight: Tensor, owner: torch.nn.Module) -> bool:
+        """Whether rows are multiplied with a weight by our own compiled kernel only."""
+        # An embedding that is asked about is the output layer's weight too, which is a RowLinear.
+        is_row_wise = isinstance(owner, RowLinear | RowGate | torch.nn.Embedding)
+        is_asked = is_row_wise or name in self.template.moectl_row_weights
+        return is_asked and dense.is_compiled(weight)
 
     @torch.inference_mode()
     def idle(self, moe: MoeRunner) -> None:

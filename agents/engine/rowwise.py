@@ -2,7 +2,9 @@
 
 Linear layers always; a norm when, asked with random numbers, its class computes the plain RMS norm
 (so a family with another formula keeps its own code). The module keeps its parameters and its
-place; only its class changes. Found by what a class does, not by its name alone.
+place; only its class changes. Found by what a class does, not by its name alone. A module of
+another class that owns a matrix, as routers do, keeps its code: the matrix itself says how rows are
+multiplied with it.
 """
 
 from collections.abc import Callable
@@ -69,7 +71,7 @@ class RowGate(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x [..., in]; returns [..., out]."""
-        return dense.linear(x, self.weight, self.bias).as_subclass(NarrowRows)
+        return _narrow(dense.linear(x, self.weight, self.bias))
 
 
 class RowNorm(nn.Module):
@@ -83,11 +85,52 @@ class RowNorm(nn.Module):
         return dense.rms_norm(x, self.weight, self.variance_epsilon)
 
 
+class RowWeight(nn.Parameter):
+    """A matrix whose product with rows, asked for as `linear`, does not depend on their number.
+
+    All else is done as with any parameter. `is_asked` tells whether such a product was ever taken:
+    what a module does otherwise with its matrix is not row-independent.
+    """
+
+    is_asked = False
+    _origin: "RowWeight | None" = None
+
+    @property
+    def origin(self) -> "RowWeight":
+        """The matrix that this one is a conversion of, or itself."""
+        return self if self._origin is None else self._origin
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is nn.functional.linear and len(args) > 1 and isinstance(args[1], cls):
+                args[1].origin.is_asked = True
+                return _narrow(dense.linear(*args, **(kwargs or {})))
+            result = func(*args, **(kwargs or {}))
+            if func in _CONVERSIONS and not isinstance(result, cls):
+                wide = cls(result, requires_grad=False)
+                wide._origin = args[0].origin
+                return wide
+            return result
+
+
+#: Routers widen what they multiply: what comes out is the same matrix in other numbers.
+_CONVERSIONS = (Tensor.to, Tensor.float, Tensor.type, Tensor.contiguous)
+
+
+def _narrow(x: Tensor) -> Tensor:
+    return x.as_subclass(NarrowRows) if x.shape[-1] < VECTOR else x
+
+
 def adopt(template: Any) -> None:
     """Give every module that can take one its row-independent kernel."""
     plain_norms: dict[type, bool] = {}
     for module in template.modules():
         kind = type(module)
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            _mark_matrices(module)
         if kind is nn.Linear:
             module.__class__ = RowGate if module.out_features < VECTOR else RowLinear
         elif kind in (nn.SiLU, SiLUActivation):
@@ -97,6 +140,18 @@ def adopt(template: Any) -> None:
                 plain_norms[kind] = _is_plain_norm(kind)
             if plain_norms[kind]:
                 module.__class__ = RowNorm
+
+
+def asked_weights(template: Any) -> frozenset[str]:
+    """Names of the matrices outside linear layers that a pass multiplies row by row."""
+    named = template.named_parameters()
+    return frozenset(n for n, held in named if isinstance(held, RowWeight) and held.is_asked)
+
+
+def _mark_matrices(module: nn.Module) -> None:
+    for name, held in module._parameters.items():
+        if held is not None and held.dim() == 2:
+            module._parameters[name] = RowWeight(held.detach(), requires_grad=False)
 
 
 def _is_plain_norm(kind: type) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ...core.errors import CheckpointError, EngineError
@@ -68,6 +68,7 @@ def build_template(folder: Path | str, dtype: torch.dtype = torch.float32) -> Te
     hooks.register()
     template = _build(config, dtype)
     template.eval()
+    rowwise.adopt(template)
     try:
         template.moectl_forms = _ask(template)
     except probe.Refusal as refusal:
@@ -75,8 +76,8 @@ def build_template(folder: Path | str, dtype: torch.dtype = torch.float32) -> Te
             f"{config.model_type} cannot run here: {refusal}",
             next_step="`moectl get engines` lists what this engine can execute",
         ) from refusal
-    rowwise.adopt(template)
     template.moectl_shared = _shared_specs(template)
+    template.moectl_row_weights = rowwise.asked_weights(template)
     return template
 
 
@@ -188,7 +189,8 @@ def _put(template: Template, name: str, tensor: Tensor) -> None:
     owner_name, _, leaf = name.rpartition(".")
     owner = template.get_submodule(owner_name)
     if leaf in owner._parameters:
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+        kind = type(owner._parameters[leaf])  # a RowWeight stays one
+        owner._parameters[leaf] = kind(tensor, requires_grad=False)
     else:
         owner._buffers[leaf] = tensor
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.attention import PagedRows
-from ...kernels.experts import ROW_FLOOR
+from ...kernels.dense import ROW_FLOOR
 from .batch import StepBatch
 from .engine import Engine
 from .moe import ExpertSlots

@@ -23,7 +23,7 @@ from moectl.agents.engine.model import (
 )
 from moectl.agents.engine.request import Request, Sampling
 from moectl.core.errors import CheckpointError, EngineError, InvariantError
-from moectl.kernels import dense
+from moectl.kernels import dense, native
 
 LIMITS = Limits(max_batch_tokens=32, prefill_chunk=8, max_context=128, block_tokens=4)
 PROMPTS = [(5, 6, 7), tuple(range(10, 40)), (9,)]
@@ -280,14 +280,19 @@ def test_what_the_engine_would_get_wrong_is_refused_with_the_reason(tmp_path, tr
 
 
 def test_a_weight_whose_rows_are_not_stable_here_is_named(parts, monkeypatch):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    found = parts[0].unstable_weights()
-    torch.set_num_threads(before)
-    assert isinstance(found, list)
     monkeypatch.setattr(dense, "gemm_rows_keep_their_bits", lambda depth, outputs: False)
+    monkeypatch.setattr(native, "extension", None)
+    found = parts[0].unstable_weights()
+    attention = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkvo"]
     routers = [f"model.layers.{layer}.mlp.gate.weight" for layer in (0, 2)]
-    assert parts[0].unstable_weights() == routers
+    assert {*attention, *routers, "lm_head.weight"} < {*found}
+    assert "model.embed_tokens.weight" not in found  # looked up, never multiplied
+
+
+@pytest.mark.skipif(native.extension is None, reason="the compiled kernels are not built")
+def test_the_gemm_library_is_not_asked_about_what_our_kernel_multiplies(parts, monkeypatch):
+    monkeypatch.setattr(dense, "gemm_rows_keep_their_bits", lambda depth, outputs: False)
+    assert parts[0].unstable_weights() == []
 
 
 def test_an_expert_that_is_not_here_is_named(parts):

@@ -117,3 +117,33 @@ def test_silu_keeps_a_rows_bits_at_any_width(width):
     x = torch.randn(23, width) * 3
     assert torch.equal(act(x), torch.cat([act(row[None]) for row in x]))
     torch.testing.assert_close(act(x), torch.nn.functional.silu(x))
+
+
+class Router(nn.Module):
+    """A module that is no linear layer and multiplies rows with a matrix, as routers do."""
+
+    def __init__(self, widens=False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(25, 1024), requires_grad=False)
+        self.widens = widens
+
+    def forward(self, x):
+        weight = self.weight.type(torch.float32) if self.widens else self.weight
+        return torch.nn.functional.linear(x, weight)
+
+
+@pytest.mark.parametrize(
+    "widens, dtype", [(False, torch.float32), (True, torch.float32), (True, torch.bfloat16)]
+)
+def test_a_router_keeps_its_rows_bits_whoever_owns_the_matrix(widens, dtype):
+    torch.set_num_threads(1)
+    model = nn.Sequential(Router(widens).to(dtype))
+    rowwise.adopt(model)
+    assert rowwise.asked_weights(model) == frozenset()
+    x = torch.randn(41, 1024)
+    with torch.inference_mode():
+        together = model(x)
+        assert torch.equal(together, torch.cat([model(row[None]) for row in x]))
+        exact = x.double() @ model[0].weight.double().T
+        torch.testing.assert_close(together.double(), exact, atol=1e-3, rtol=1e-4)
+    assert rowwise.asked_weights(model) == {"0.weight"}
