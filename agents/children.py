@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from ..core.errors import DeadlineError, MoectlError
@@ -47,11 +47,16 @@ KNOCK_S = 1.0  # an HMM that lives answers in a millisecond
 END_S = 3.0  # SIGTERM to SIGKILL; all of them end in milliseconds
 
 
+#: Given the log, has a fork server forked that will serve at this node's path; None: nobody can.
+ForkServer = Callable[[Path], Awaitable[ProcessId | None]]
+
+
 class Children:
     """The HMM, fork server and store of one node."""
 
     def __init__(self, config: AgentConfig, home: NodeHome) -> None:
         self.fork_server = ForkServerClient(home.fork_socket)
+        self.fork_from_worker: ForkServer | None = None  # given once there may be workers
         self.store_address = ""
         self._config = config
         self._home = home
@@ -79,9 +84,14 @@ class Children:
             return True
 
     async def _new_fork_server(self) -> None:
-        """One that a sibling's forks, else one that imports; one import at a time on a machine."""
+        """One that somebody forks who has the imports, else one that imports.
+
+        There is one import at a time on a machine.
+        """
         async with self._siblings.turn(READY_S):
-            if await self._is_forked_by_sibling():
+            if await self._is_forked(self._siblings.fork):
+                return
+            if self.fork_from_worker is not None and await self._is_forked(self.fork_from_worker):
                 return
             try:
                 await self._start_ready(FORK_SERVER)
@@ -91,8 +101,8 @@ class Children:
                     raise
             await self.fork_server.close()  # what is open leads to its predecessor
 
-    async def _is_forked_by_sibling(self) -> bool:
-        forked = await self._siblings.fork(self._home.log_file(FORK_SERVER))
+    async def _is_forked(self, fork: ForkServer) -> bool:
+        forked = await fork(self._home.log_file(FORK_SERVER))
         if forked is None:
             return False
         # Written down before it serves, as what is started here: nothing may be left unknown.

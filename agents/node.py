@@ -53,6 +53,7 @@ class Node:
         self._keys = Keys(config.cluster)
         self._picture = picture
         self._children = children
+        children.fork_from_worker = self.workers.fork_server
         self._publisher = publisher
         self._events = events
         self._answered: dict[str, Phase] = {}

@@ -24,6 +24,7 @@ from ..core.paths import (
     write_run_file,
 )
 from ..core.plan import DeviceId
+from ..core.transitions import WorkerState
 from .launch.client import ForkServerClient
 from .launch.orders import WorkerLaunch
 from .worker import LocalWorker
@@ -33,6 +34,7 @@ log = logging.getLogger("moectl.agent.workers")
 ROLE_PREFIX = "worker-"
 FIRST_REPORT_S = 30.0  # a fork takes 60 ms; a machine whose cores are all busy is slower
 ADOPT_S = 5.0
+FORK_S = 10.0  # a worker is asked to end its step and to fork: tens of milliseconds
 STOP_ASK_S = 3.0  # what a worker gets to end by itself
 STOP_TERM_S = 2.0  # then SIGTERM, then SIGKILL
 
@@ -78,6 +80,24 @@ class Workers:
             await self.stop(worker)
             raise
         return worker
+
+    async def fork_server(self, log_file: Path) -> ProcessId | None:
+        """A fork server that a worker which serves has forked, if any did; see `founding.py`."""
+        for worker in self:
+            if worker.is_dead or worker.state is not WorkerState.SERVING:
+                continue
+            try:
+                reply = await worker.control.call(
+                    "spawn_server", FORK_S, socket=str(self._home.fork_socket), log=str(log_file)
+                )
+                forked = process_id(int(reply["pid"]))
+            except MoectlError as error:
+                log.info("no fork server from %s: %s", worker.device, error.message)
+                continue
+            if forked is not None:
+                log.info("fork server pid %d was forked from %s", forked.pid, worker.device)
+                return forked
+        return None
 
     async def adopt(self) -> None:
         """Take over the workers that an earlier agent left running; end those that are mute."""

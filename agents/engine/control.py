@@ -4,7 +4,7 @@ The worker is the server: whoever may open the socket (its directory is private,
 checked) can ask, any number of times; events go to everyone connected. A request is answered at
 once; what takes time ends with an event (lifecycle.py).
 
-    status stats kv prepare commit retire forfeit peer_lost give_back leaving stop
+    status stats kv prepare commit retire forfeit peer_lost give_back leaving spawn_server stop
 """
 
 import os
@@ -17,6 +17,7 @@ from ...core.errors import MoectlError, ProtocolError
 from ...core.paths import short_socket_path
 from ...core.records import TransitionRecord, from_plain
 from ...memory.hmm.listener import peer_uid
+from .founding import fork_server
 from .hub import Hub, Peer
 from .lifecycle import Lifecycle
 from .steps import StepLoop
@@ -84,6 +85,9 @@ class ControlServer:
                 self._lifecycle.give_back(int(message["pages"]))
             case "leaving":
                 self._loop.is_leaving = bool(message["on"])
+            case "spawn_server":
+                path, log = Path(str(message["socket"])), Path(str(message["log"]))
+                return {"pid": fork_server(self._loop, path, log)}
             case "stop":
                 self._loop.stop()
             case other:

@@ -14,7 +14,8 @@ Requests and replies are frames as the HMM's. Children live on when this process
     {"op":"spawn_server","socket","log"} -> {"pid"}: a fork server for a sibling, see `siblings.py`
     {"op":"stop"} -> {} and the end
 
-A spare, forked from it, takes its place when it is killed: see `spare.py`.
+A spare, forked from it, takes its place when it is killed: see `spare.py`. When both are, a sibling
+or a worker that serves forks another (`siblings.py`, `engine/founding.py`).
 """
 
 import argparse
@@ -325,6 +326,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MoectlError as error:
         print(f"fork server: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+
+
+def serve_forked(path: Path, log_path: Path) -> None:
+    """Serve in a process that was forked from a worker and has let go of its things."""
+    _name_process("moe forkserver")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    _leave(lambda: _serve_at(path, import_engine(), {}), log_path)
 
 
 def _serve_at(

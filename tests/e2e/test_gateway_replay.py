@@ -7,6 +7,7 @@ In this process, over the same etcd: the controller's loop and the gateway.
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import openai
 import pytest
@@ -15,7 +16,7 @@ from served_fleet import TOKEN, running_fleet
 
 from moectl.agents.launch.spare import read_spare
 from moectl.core.errors import MoectlError
-from moectl.core.paths import is_alive, processes_of_instance, read_run_file
+from moectl.core.paths import is_alive, processes_of_instance, read_run_file, wait_gone
 from moectl.core.records import NodeRecord, from_json
 from moectl.memory.hmm.client import HmmClient
 
@@ -206,6 +207,53 @@ async def test_a_killed_helper_is_replaced_and_requests_go_on(fleet, client, exp
 
     await load.during(kill())
     assert load.answers >= len(ASKS)
+
+
+def shared_memory_of(pid):
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return [line for line in lines if "/memfd:" in line and line.split()[1].endswith("s")]
+
+
+def sockets_of(pid):
+    folder = f"/proc/{pid}/fd"
+    links = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]
+    return {link for link in links if link.startswith("socket:")}
+
+
+async def test_with_its_spare_killed_too_a_serving_rank_forks_a_fork_server(
+    fleet, client, expected
+):
+    await fleet.declare(2)
+    await fleet.until_settled(2)
+    serving = {worker.pid for worker in await fleet.workers()}
+    assert all(shared_memory_of(pid) for pid in serving)
+    load = Load(client, expected)
+
+    async def kill():
+        await asyncio.sleep(0.3)
+        server = read_run_file(fleet.node_dir / "run", "forkserver").process
+        spare = read_spare(fleet.node_dir / "fork.sock")
+        os.kill(server.pid, signal.SIGSTOP)  # else it forks another spare at once
+        for process in (spare, server):
+            os.kill(process.pid, signal.SIGKILL)
+        await asyncio.to_thread(wait_gone, server, 5.0)
+        before = await fleet.epoch()
+        await fleet.declare(3)
+        await fleet.until_settled(3, epoch_after=before)
+        new = read_run_file(fleet.node_dir / "run", "forkserver").process
+        assert new not in (server, spare) and is_alive(new)
+
+    await load.during(kill())
+    assert load.answers >= len(ASKS)
+    new = read_run_file(fleet.node_dir / "run", "forkserver").process
+    assert f"fork server pid {new.pid} was forked from" in (fleet.folder / "agent.log").read_text()
+    # It took along nothing but code: no memory, no threads, no connections of the rank.
+    assert shared_memory_of(new.pid) == []
+    assert len(os.listdir(f"/proc/{new.pid}/task")) == 1
+    assert not sockets_of(new.pid) & set().union(*map(sockets_of, serving))
+    # A worker that was forked from it shares the machine's session with nobody.
+    ranks = {worker.pid for worker in await fleet.workers()}
+    assert serving < ranks and len(set(map(os.getsid, (*ranks, new.pid)))) == len(ranks) + 1
 
 
 async def test_a_deleted_model_leaves_no_worker_and_no_page(fleet, client):
