@@ -9,7 +9,8 @@ is touched until it has.
 
 Then the free pages that were in use before are turned into 2 MiB pages of the OS, as those touched
 ahead are from the beginning (`HostBackend.populate_huge`). Pages in use are left alone: the one who
-reads or writes there would wait.
+reads or writes there would wait. That rests while pages come and go: somebody is changing a fleet,
+and pages that KV gives up for experts are free for an instant only.
 
 Hugetlb pages were set aside when the device was made, and driver pages are created whole: there is
 nothing to do for them. Standard library only; never blocks.
@@ -37,6 +38,7 @@ PIECE_BYTES = 32 << 20  # one order: some 30 ms of an idle core
 RUNS_MAX = 512  # of free pages in one order; the rest comes with the next
 START_S = 1.0  # a node that starts has better things to do
 SHORT_S = 10.0  # until the machine is asked again whether it has memory to spare
+GATHER_REST_S = 3.0  # a change of width takes one or two
 END_S = 1.0
 ALL = -1  # no limit but the device's own size
 
@@ -57,6 +59,8 @@ class Progress:
     huge: set[int] = field(default_factory=set)  # pages made of 2 MiB pages of the OS
     gather_next: int = 0  # the free page to go on from with those that are not
     gather_seen: int = -1  # free pages when all were gone through
+    free_last: int = -1  # free pages at the last turn, and since when there are as many
+    free_since: float = 0.0
     refusals: int = 0  # orders in a row by which no page became huge
 
 
@@ -109,10 +113,13 @@ class Pretouch:
         """Seconds until `turn` has something to do; None when it has nothing."""
         if self._busy or self._failures >= FAILURES_MAX:
             return None
-        names = self._devices
-        if not any(map(self._is_wanting, names)) and not any(map(self._is_gathering, names)):
-            return None
-        return START_S if self._at is None else max(0.0, self._at - now)
+        due = 0.0
+        if not any(map(self._is_wanting, self._devices)):
+            gathering = [name for name in self._devices if self._is_gathering(name)]
+            if not gathering:
+                return None
+            due = min(self._rests_until(name, now) for name in gathering) - now
+        return max(0.0, due, START_S if self._at is None else self._at - now)
 
     def turn(self, now: float) -> None:
         """Give the next order when it is time."""
@@ -121,11 +128,15 @@ class Pretouch:
         if self._at is None:
             self._at = now + START_S
         if now >= self._at:
-            wanting = [name for name in sorted(self._devices) if self._is_wanting(name)]
+            names = sorted(self._devices)
+            wanting = [name for name in names if self._is_wanting(name)]
             if wanting:
                 self._order(wanting[0], now)
-            else:
-                self._order_gathering(next(filter(self._is_gathering, sorted(self._devices))), now)
+                return
+            gathering = filter(self._is_gathering, names)
+            rested = [name for name in gathering if self._rests_until(name, now) <= now]
+            if rested:
+                self._order_gathering(rested[0], now)
 
     def read(self, now: float) -> str:
         """Take the child's answer; returns a line for the log, or nothing."""
@@ -177,6 +188,13 @@ class Pretouch:
         free = device.pool.free_count
         is_over = known.gather_next < 0 and free == known.gather_seen
         return bool(free) and not is_over and known.refusals < FAILURES_MAX
+
+    def _rests_until(self, device_id: str, now: float) -> float:
+        """When pages of a device will have stayed where they are for long enough."""
+        known, free = self._progress[device_id], self._devices[device_id].pool.free_count
+        if free != known.free_last:
+            known.free_last, known.free_since = free, now
+        return known.free_since + GATHER_REST_S
 
     def _room(self, device_id: str) -> int:
         """Bytes that the next order may touch."""
