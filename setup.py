@@ -1,7 +1,8 @@
 """Adds what pyproject.toml cannot say: optional extensions in C.
 
 `moectl.core._level` splits tokens over copies, `moectl.kernels._paged` is the fast CPU path of the
-kernels, `moectl.memory.cache._trajectory` the fast loops of the expert cache's policy,
+kernels, `moectl.memory._stream` copies of pages that leave the caches to others,
+`moectl.memory.cache._trajectory` the fast loops of the expert cache's policy,
 `moectl.placement.copies._copies` the planner of copies. Without a compiler, or without a source,
 the install goes on and the reference paths run (`backend_name()` of each room says so).
 """
@@ -14,6 +15,7 @@ from setuptools import Extension, setup
 SOURCES = {
     "moectl.core._level": Path("core/_level.c"),
     "moectl.kernels._paged": Path("kernels/_paged.c"),
+    "moectl.memory._stream": Path("memory/_stream.c"),
     "moectl.memory.cache._trajectory": Path("memory/cache/_trajectory.c"),
     "moectl.placement.copies._copies": Path("placement/copies/_copies.c"),
 }

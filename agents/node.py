@@ -132,6 +132,7 @@ class Node:
             model_folder=str(transition.model_spec["source"]["path"]),
             model_spec=transition.model_spec,
             log_path=str(worker_log(self._home, model, device.device)),
+            is_gentle=transition.is_gentle,
         )
         await self.workers.spawn(self._children.fork_server, launch)
 

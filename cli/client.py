@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from ..core.errors import MoectlError, RefusedError
+from ..core.plan import Pace
 from . import sse
 from .exit_codes import error_from_body
 from .fleet_view import FleetView, fleet_from_plain
@@ -78,10 +79,18 @@ class ApiClient:
         return self.post("apply", body)
 
     def scale(
-        self, model: str, experts: str, *, operation_id: str, dry_run: bool, take: bool = False
+        self,
+        model: str,
+        experts: str,
+        *,
+        operation_id: str,
+        dry_run: bool,
+        take: bool = False,
+        pace: Pace = Pace.GENTLE,
     ) -> Any:
         """Ask for another expert width: "8", "+2" or "-1"; `take` it from gitops if need be."""
         body = {"experts": experts, "operation_id": operation_id, "dry_run": dry_run, "take": take}
+        body |= {"pace": pace}
         return self.post(f"models/{model}/scale", body)
 
     def watch(self) -> Iterator[FleetView]:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from ..core.errors import UsageError
+from ..core.plan import Pace
 from ..core.units import format_bytes
 from .fleet_view import FleetView, ModelView, NodeView, TransitionView
 from .listings import format_age
@@ -83,6 +84,8 @@ def transition_lines(transition: TransitionView, fleet: FleetView) -> list[str]:
         lines.append(f"reason: {transition.reason}")
     if transition.attempt > 1:
         lines.append(f"attempt: {transition.attempt}")
+    if transition.pace != Pace.GENTLE:
+        lines.append(f"pace: {transition.pace}")
     before = transition.accepted_at
     for phase, at in sorted(transition.phase_at.items(), key=lambda item: item[1]):
         lines.append(f"  {phase:10} +{at - transition.accepted_at:7.3f} s  (+{at - before:.3f})")

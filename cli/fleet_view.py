@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import ProtocolError
-from ..core.plan import Placement
+from ..core.plan import Pace, Placement
 from ..core.records import (
     DeviceUsage,
     EventRecord,
@@ -72,6 +72,7 @@ class TransitionView:
     actual: Mapping[str, float]
     reason: str = ""
     attempt: int = 1
+    pace: str = Pace.GENTLE
 
     @property
     def is_over(self) -> bool:
@@ -180,6 +181,7 @@ def transition_from_plain(data: Mapping[str, Any]) -> TransitionView:
         actual=dict(data.get("actual") or {}),
         reason=data.get("reason", ""),
         attempt=data.get("attempt", 1),
+        pace=data.get("pace", Pace.GENTLE),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..core.errors import ConflictError, NotFoundError, RefusedError, UnplaceableError
-from ..core.plan import Infeasible, Phase, Placement, StepKind, TransitionKind, TransitionPlan
+from ..core.plan import Infeasible, Pace, Phase, Placement, StepKind, TransitionKind, TransitionPlan
 from ..core.records import TransitionRecord, to_plain
 from ..core.spec import ModelSpec
 from ..placement.executable import RULES
@@ -90,7 +90,13 @@ def conflict(model: str, running: Pending, width: int) -> ConflictError:
 
 
 def admit(
-    model: str, spec: ModelSpec, aim: Wanted, ground: Ground, *, must_be_live: bool
+    model: str,
+    spec: ModelSpec,
+    aim: Wanted,
+    ground: Ground,
+    *,
+    must_be_live: bool,
+    pace: Pace = Pace.GENTLE,
 ) -> TransitionPlan | None:
     """The plan to the wanted width, None when it is there; raises what stands against it."""
     unreadable = planning.why_no_facts(spec, ground.facts)
@@ -103,7 +109,7 @@ def admit(
     if old is not None and old.width == width:
         return None
     kind = TransitionKind.SCALE if old else TransitionKind.CREATE
-    wish = planning.Wish(kind, model, spec, width, old)
+    wish = planning.Wish(kind, model, spec, width, old, pace=pace)
     plan = planning.plan_wish(wish, ground.snapshot, ground.facts)
     if isinstance(plan, Infeasible) and not must_be_live:
         declared = planning.plan_declared(wish, ground.snapshot, ground.facts)

@@ -18,7 +18,7 @@ from ..core.errors import (
     UnplaceableError,
     UsageError,
 )
-from ..core.plan import Infeasible, Phase, TransitionPlan
+from ..core.plan import Infeasible, Pace, Phase, TransitionPlan
 from ..core.records import SpecRecord
 from ..core.spec import AUTO, LIVE_SETTINGS, ClusterSpec, ModelSpec, spec_from_plain
 from ..core.spec import to_plain as spec_to_plain
@@ -46,6 +46,7 @@ class Caller:
     dry_run: bool = False
     tenant: str = "default"
     writer: Writer | None = None  # who will own what is changed; None: the person of that name
+    pace: Pace = Pace.GENTLE
 
     @property
     def as_writer(self) -> Writer:
@@ -230,7 +231,7 @@ def decide_scale(
     running = admission.pending(model, ground)
     if running is not None and running.target != width:
         raise admission.conflict(model, running, width)
-    plan = admission.admit(model, changed, aim, ground, must_be_live=True)
+    plan = admission.admit(model, changed, aim, ground, must_be_live=True, pace=caller.pace)
     body: dict[str, Any] = {
         "model": model,
         "generation": seen.value.generation,
@@ -303,6 +304,7 @@ def _next_record(
         fields=ownership.merge(before, plain, writer).fields,
         origin=dict(writer.origin) or (before.origin if before else {}),
         tenant=before.tenant if before else caller.tenant,
+        pace=caller.pace,
     )
 
 

@@ -15,6 +15,7 @@ from ..core.facts import ModelFacts
 from ..core.plan import (
     DeviceId,
     Infeasible,
+    Pace,
     Phase,
     Placement,
     StepKind,
@@ -46,6 +47,7 @@ class Wish:
     old: Placement | None
     lost: frozenset[DeviceId] = frozenset()
     restarted: frozenset[DeviceId] = frozenset()
+    pace: Pace = Pace.GENTLE
 
 
 def plan_wish(wish: Wish, snapshot: Snapshot, facts: Facts) -> TransitionPlan | Infeasible:
@@ -90,6 +92,7 @@ def plan_on(
             epoch_floor=_epoch_floor(wish.model, snapshot),
             instance_floor=_instance_floor(wish.model, snapshot),
             loads=loads_of(wish.model, snapshot),
+            is_gentle=wish.kind is TransitionKind.SCALE and wish.pace is Pace.GENTLE,
         )
     )
 
@@ -244,6 +247,7 @@ class Intent:
     accepted_at: float
     attempt: int
     model_spec: dict[str, object]
+    pace: Pace = Pace.GENTLE
 
 
 def new_record(
@@ -267,6 +271,7 @@ def new_record(
         store_address=leader.store_address if leader else "",
         model_spec=intent.model_spec,
         attempt=intent.attempt,
+        pace=intent.pace,
     )
     if len(to_json(record)) <= limits.record_bytes_max:
         return record

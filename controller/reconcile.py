@@ -17,7 +17,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ..core.errors import SpecError
-from ..core.plan import Infeasible, Phase, Placement, TransitionKind, TransitionPlan
+from ..core.plan import Infeasible, Pace, Phase, Placement, TransitionKind, TransitionPlan
 from ..core.records import Condition, SpecRecord
 from ..core.spec import ModelSpec
 from ..core.units import format_bytes
@@ -150,7 +150,8 @@ def _judge_width(model: Model, found: Findings, world: World) -> Verdict:
     old = model.placed.value if model.placed else None
     kind = TransitionKind.SCALE if old else TransitionKind.CREATE
     width = found.wanted.width
-    wish = planning.Wish(kind, model.name, model.parsed, width, old)
+    pace = model.spec.value.pace
+    wish = planning.Wish(kind, model.name, model.parsed, width, old, pace=pace)
     plan = planning.plan_wish(wish, world.snapshot, world.facts)
     if isinstance(plan, Infeasible):
         declared = planning.plan_declared(wish, world.snapshot, world.facts)
@@ -164,7 +165,7 @@ def _judge_width(model: Model, found: Findings, world: World) -> Verdict:
         return Verdict(_start(plan, base, record.spec, 0, world), found)
     earlier = attempts.attempts(model.name, record, world.snapshot)
     accepted_at = world.now if earlier else record.changed_at
-    change = _start(plan, record.operation_id, record.spec, accepted_at, world)
+    change = _start(plan, record.operation_id, record.spec, accepted_at, world, record.pace)
     return Verdict(change, found)
 
 
@@ -243,6 +244,7 @@ def _start(
     model_spec: dict[str, object],
     accepted_at: float,
     world: World,
+    pace: Pace = Pace.GENTLE,
 ) -> Change:
     """The transaction that begins a transition; nobody else may have begun one meanwhile."""
     snapshot, keys = world.snapshot, world.snapshot.keys
@@ -256,6 +258,7 @@ def _start(
         accepted_at=accepted_at or world.now,
         attempt=attempt,
         model_spec=model_spec,
+        pace=pace,
     )
     record = planning.new_record(plan, intent, snapshot, world.now, world.limits)
     word = status.GERUNDS[str(plan.kind)]

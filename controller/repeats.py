@@ -38,7 +38,7 @@ def _ahead(model: str, record: SpecRecord, ground: Ground) -> dict[str, Any]:
     aim = admission.wanted(model, spec, ground)
     told: dict[str, Any] = {"to_width": aim.width, **admission.auto_view(aim)}
     try:
-        plan = admission.admit(model, spec, aim, ground, must_be_live=False)
+        plan = admission.admit(model, spec, aim, ground, must_be_live=False, pace=record.pace)
     except (UnplaceableError, RefusedError):
         return told  # it was accepted, and waits for what is missing by now
     return told | ({"plan": plan_view(plan)} if isinstance(plan, TransitionPlan) else {})

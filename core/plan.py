@@ -38,6 +38,13 @@ class TransitionKind(StrEnum):
     DELETE = "delete"
 
 
+class Pace(StrEnum):
+    """How a change is prepared beside those who are served: it takes its time, or it hurries."""
+
+    GENTLE = "gentle"
+    PROMPT = "prompt"
+
+
 class Phase(StrEnum):
     """The life of a transition; the legal moves stand in `core.transitions`."""
 

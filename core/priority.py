@@ -20,6 +20,7 @@ Standard library only.
 
 import contextlib
 import ctypes
+import functools
 import os
 import threading
 import time
@@ -31,6 +32,8 @@ GENTLE_NICE = 10
 LAST_NICE = 19
 #: The least slice that the kernel gives (its default is some milliseconds).
 PROMPT_SLICE_NS = 100_000
+#: A thread at idle priority that gets no core in this time has its answer.
+ASK_S = 1.0
 #: The kernel lets users change sessions' levels ten times a second, all users together.
 RESTORE_TRIES, RESTORE_PAUSE_S = 100, 0.02
 
@@ -53,6 +56,26 @@ def be_idle() -> None:
     """
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+@functools.cache
+def can_leave_idle() -> bool:
+    """Whether threads of this process may come back from idle priority; asked once, on one."""
+    found: list[bool] = []
+
+    def ask() -> None:
+        be_idle()
+        try:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        except OSError:
+            found.append(False)
+        else:
+            found.append(True)
+
+    thread = threading.Thread(target=ask, name="may it", daemon=True)
+    thread.start()
+    thread.join(ASK_S)
+    return found == [True]
 
 
 def be_prompt(slice_ns: int = PROMPT_SLICE_NS) -> bool:

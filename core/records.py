@@ -13,7 +13,7 @@ from .codec import from_plain as from_plain
 from .codec import to_json as to_json
 from .codec import to_plain as to_plain
 from .fields import FieldNote
-from .plan import DeviceId, Phase, Placement, Prediction, Step, TransitionKind
+from .plan import DeviceId, Pace, Phase, Placement, Prediction, Step, TransitionKind
 from .transitions import WorkerState
 
 
@@ -109,6 +109,7 @@ class SpecRecord:
     fields: dict[str, FieldNote] = field(default_factory=dict)  # of every leaf of `spec`
     origin: dict[str, str] = field(default_factory=dict)  # of gitops: "commit" and "path"
     tenant: str = "default"
+    pace: Pace = Pace.GENTLE  # of the change that leads here
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,13 @@ class TransitionRecord:
     reason: str = ""
     attempt: int = 1
     actual: dict[str, float] = field(default_factory=dict)  # figures reported by the agents
+    pace: Pace = Pace.GENTLE
+
+    @property
+    def is_gentle(self) -> bool:
+        """Whether PREPARE gives way: nobody serves during a creation, nor while a heal is due."""
+        is_beside = self.old is not None and self.kind is not TransitionKind.HEAL
+        return is_beside and self.pace is Pace.GENTLE
 
 
 @dataclass(frozen=True, slots=True)

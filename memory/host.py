@@ -23,6 +23,7 @@ from typing import Any
 
 from ..core.errors import MappingError
 from .backend import DeviceHandle, PageRun, Shares
+from .stream import copy_bytes
 
 OS_PAGE_BYTES = mmap.PAGESIZE
 HUGE_PAGE_BYTES = 2 * 1024 * 1024
@@ -202,7 +203,7 @@ class HostBackend:
 
     def copy(self, target: int, source: int, bytes: int) -> None:
         """memcpy, without the interpreter lock."""
-        ctypes.memmove(target, source, bytes)
+        copy_bytes(target, source, bytes)
 
     def release(self, address: int, bytes: int) -> None:
         """munmap."""

@@ -50,6 +50,7 @@ class TransitionInput:
     instance_floor: int = 0  # the highest worker instance that was ever seen
     rates: time_model.Rates = time_model.MEASURED_RATES
     loads: tuple[tuple[float, ...], ...] = ()  # [L][E] tokens per expert; empty when unknown
+    is_gentle: bool = False  # prepared with rests: it takes longer, and costs those served less
 
 
 def plan_transition(wanted: TransitionInput) -> TransitionPlan | Infeasible:
@@ -147,7 +148,7 @@ def _predict(
 ) -> Prediction:
     joining = frozenset(new.ranks[rank] for rank in joining_ranks(wanted.old, new))
     moves = [step for step in steps if step.kind in MOVES]
-    prepare_s = time_model.prepare_s(steps, joining, wanted.rates)
+    prepare_s = time_model.prepare_s(steps, joining, wanted.rates, is_gentle=wanted.is_gentle)
     return Prediction(
         bytes_moved=sum(step.bytes for step in moves if step.part is Part.EXPERT),
         bytes_lower_bound=bound_bytes,

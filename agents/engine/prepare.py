@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ...core.errors import MoectlError, WorkerError
-from ...core.plan import Part, Step, TransitionKind
+from ...core.plan import Part, Step
 from ...core.priority import be_gentle, be_idle
 from ...core.records import TransitionRecord
 from ...memory.hmm.client import HmmClient
@@ -84,11 +84,6 @@ class Preparation:
     def is_cancelled(self) -> bool:
         """Whether a forfeit has been asked for."""
         return self._cancelled.is_set()
-
-    @property
-    def _is_gentle(self) -> bool:
-        """Whether ranks serve that must not be slowed down: neither at a creation nor at a heal."""
-        return self.record.old is not None and self.record.kind is not TransitionKind.HEAL
 
     def run(self) -> None:
         """Prepare; then `epoch` and `figures` are set. Raises MoectlError: then forfeit it."""
@@ -181,12 +176,12 @@ class Preparation:
             # Beside an engine an idle thread could stop dead with the interpreter lock in hand; it
             # comes up again only with the session.
             give_way = be_idle if session.is_lowered and not self._is_attached else be_gentle
-            if not self._is_gentle:
+            if not self.record.is_gentle:
                 session.restore()
             self._work = Work(self._pieces(transfer), give_way)
             if self.is_cancelled:
                 self._work.cancel()
-            escalate_s = ESCALATE_S if self._is_gentle else 0.0
+            escalate_s = ESCALATE_S if self.record.is_gentle else 0.0
             run_gently(self._work, until - time.monotonic(), escalate_s, session)
             copied = time.monotonic()
             self._check_cancelled()

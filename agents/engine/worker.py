@@ -24,13 +24,14 @@ from typing import Any
 
 import torch
 
-from ...core.priority import SessionPriority, be_prompt
+from ...core.priority import SessionPriority, be_idle, be_prompt
 from ...core.records import WorkerStats, to_plain
 from ...core.transitions import WorkerState
 from ...memory.hmm.keeper import Keeper
 from ..launch.orders import WorkerLaunch
 from .context import WorkerContext
 from .control import ControlServer
+from .gently import beside
 from .inbox import Inbox
 from .lifecycle import Lifecycle
 from .model import build_template
@@ -149,9 +150,10 @@ class Worker:
 def run(launch: WorkerLaunch, template: Any) -> int:
     """The whole life of a worker process; returns its exit code."""
     session = SessionPriority()
-    session.lower()  # until this rank is prepared: others may be serving
     sys.setswitchinterval(SWITCH_S)
-    worker = Worker(launch, template, session)
+    # Until this rank is prepared others are serving: see `Preparation` for idle priority.
+    give_way = be_idle if launch.is_gentle and session.lower() else None
+    worker = beside(lambda: Worker(launch, template, session), "begin", give_way).result()
     torch.set_num_threads(worker.context.threads)  # no pool of threads is older than the fork
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.loop.stop())

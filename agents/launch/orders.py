@@ -27,6 +27,7 @@ class WorkerLaunch:
     model_folder: str
     model_spec: dict[str, Any]
     log_path: str
+    is_gentle: bool = False  # gives way until it serves: others do
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON-safe data."""

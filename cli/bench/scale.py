@@ -1,13 +1,15 @@
 """How long does a scale take, what does it cost those who are served, and how do others do it?
 
     2->4 ...            moectl, under steady streaming: 2 -> 4 -> 2 -> 4 -> 3 -> 2, in rounds
+    prompt 2->4 ...     the same with `--pace prompt`
     saturated           2 -> 4 under as many readers as fill every core and more
-    fork servers killed 2 -> 4 right after every fork server was killed: their spares stand in
-    nothing pre-warmed  2 -> 4 right after fork servers and spares were killed: torch is imported
+    fork servers killed prompt 2 -> 4 right after every fork server was killed: spares stand in
+    nothing pre-warmed  prompt 2 -> 4 right after fork servers and spares were killed: a rank that
+                        serves forks another
     elasticmoe-like     2 -> 4 with intake paused and in-flight requests drained before the flip
     cold restart        the model ended and started again at 4, fresh interpreters, warm page cache
-    horizontal replica  another replica of width 2 from fresh interpreters, on an idle machine,
-                        which flatters it: beside a serving one it would take longer
+    horizontal replica  another replica of width 2 from fresh interpreters, beside one that serves
+                        and on an idle machine
     across nodes ...    the same changes where a device more is another node's: all weights that
                         move cross a socket; and how long it takes to free a device there (4 -> 2
                         under requests with thousands of tokens to go)
@@ -15,7 +17,9 @@
 All but the last on one node of four devices, where weights move from device to device. Cold restart
 and replica restart agents, fork servers and workers; etcd, controller and gateway run on. Without a
 folder the full bench makes a random model of more than a GiB of expert weights as held in pages;
-`--quick` takes the demo model. Answers are compared with a run that never scaled.
+`--quick` takes the demo model. Answers are compared with a run that never scaled. Readers of a
+steady load speak one turn a conversation, so that no long prompt falls into a window or not by
+chance.
 """
 
 import tempfile
@@ -28,6 +32,7 @@ from pathlib import Path
 
 from ...core.errors import MoectlError
 from ...core.facts import read_model_facts
+from ...core.plan import Pace
 from ..demo.metrics import Window, failures_in, longest_gap_ms, tokens_per_second
 from ..demo.traffic import Traffic
 from ..gateway_client import ChatOptions
@@ -64,13 +69,15 @@ SHARD_BYTES = 1 << 29
 WIDTHS = (4, 2, 4, 3, 2)
 START, WIDE = 2, 4
 ROUNDS, ROUNDS_FULL = 3, 10
+PROMPT_ROUNDS = 2
 # Steady: a reader for each rank that serves at first. Saturating: a queue at every rank.
 READERS, READERS_SATURATING = 2, 8
 TOKENS, TOKENS_QUICK = 500, 48  # ElasticMoE's own load decodes 250-500 tokens
 REFERENCE_S = 180.0
 CYCLES, CYCLES_FULL = 10, 100
 CYCLES_S_MIN = 120.0  # of the budget; with less left there is no cycle worth a fleet of eight
-WORD, ACROSS = "moectl", "across nodes"
+WORD, ACROSS, PROMPT = "moectl", "across nodes", "moectl, prompt"
+REPLICA, REPLICA_IDLE = "horizontal replica", "horizontal replica, idle machine"
 FORK_SERVERS_LOST, UNPREPARED = "moectl, fork servers killed", "moectl, nothing pre-warmed"
 
 
@@ -105,7 +112,7 @@ def _notes(shape: Shape) -> tuple[str, ...]:
         f"expert weights as held in pages ({held_dtype(shape)}, arithmetic float32):"
         f" {held / 2**30:.3f} GiB",
         "one node of four devices, but for the rows that say across nodes and the cycles",
-        "horizontal replica: measured on an idle machine, which flatters it",
+        "changes of width are gentle, the default, but for the rows that say prompt",
     )
 
 
@@ -140,10 +147,7 @@ class _Measured:
     def run(self) -> None:
         """Everything on one node."""
         fleet = self._fleet
-        fleet.up(START, with_models=False)
-        fleet.end_agents()
-        replica = fleet.up(START, with_models=True)
-        self.results["horizontal replica"] = {"ready_s": replica}
+        self.results[REPLICA_IDLE] = {"ready_s": _replica_s(fleet)}
         fleet.until_touched()
         many = Traffic(fleet.target(), self._chats(READERS_SATURATING))
         self._options.report("reference", "the answers of a fleet that does not scale")
@@ -152,11 +156,13 @@ class _Measured:
         if broken or not first:
             raise MoectlError(f"the run without scaling failed: {broken[:1]}")
         self._reference = {(t.conversation, t.turn): t.text for t in first}
-        traffic = Traffic(fleet.target(), self._chats(READERS))
+        traffic = self._steady(fleet)
         self._moectl(traffic)
+        self._prompt(traffic)
         self._saturated(many)
         self._unprepared(traffic)
         self._elasticmoe_like(traffic)
+        self._replica(traffic)
         self._cold(traffic)
         self._sum_up()
 
@@ -164,7 +170,7 @@ class _Measured:
         """What is measured on two nodes; after `run`, whose answers are the reference."""
         fleet.up(START, with_models=True)
         fleet.until_touched()
-        traffic = Traffic(fleet.target(), self._chats(READERS))
+        traffic = self._steady(fleet)
         rows = run_acts(fleet, traffic, WIDTHS, self._quiet)
         self.results |= {f"{ACROSS} {name}": row for name, row in rows.items()}
         low = worst(list(rows.values()))
@@ -181,6 +187,16 @@ class _Measured:
         widened = rows[f"{START}->{WIDE}"]
         for key in ("ready_s", "kv_blocks_before", "kv_blocks_after"):
             self.summary[key] = widened[key]
+        self._judge(traffic)
+
+    def _prompt(self, traffic: Traffic) -> None:
+        rounds = 1 if self._options.quick else PROMPT_ROUNDS
+        rows = run_acts(self._fleet, traffic, WIDTHS * rounds, self._quiet, Pace.PROMPT)
+        self.results |= {f"{PROMPT} {name}": row for name, row in rows.items()}
+        low = worst(list(rows.values()))
+        for key in ("throughput_during_over_before", "gap_over_p99", "peak_bytes_ratio"):
+            self.summary[f"prompt_{key}"] = low[key]
+        self.summary["prompt_ready_s"] = rows[f"{START}->{WIDE}"]["ready_s"]
         self._judge(traffic)
 
     def _judge(self, traffic: Traffic) -> None:
@@ -213,7 +229,7 @@ class _Measured:
             try:
                 quiet = self._quiet()
                 killed = fleet.kill_fork_servers(with_spares=with_spares)
-                transition = fleet.scale(WIDE)
+                transition = fleet.scale(WIDE, Pace.PROMPT)
             finally:
                 traffic.stop(DRAIN_S)
             self.results[name] = {
@@ -231,13 +247,32 @@ class _Measured:
         began = time.time()
         pausing = threading.Thread(target=lambda: traffic.stop(DRAIN_S), name="pause")
         pausing.start()
-        transition = fleet.scale(WIDE)
+        transition = fleet.scale(WIDE, Pace.PROMPT)
         pausing.join()
         drained = time.time() - began
         seconds = max(drained, ready_s(transition))
         self.results["elasticmoe-like"] = {
             "ready_s": seconds,
             "drain_s": drained,
+            **self._service(traffic, began, seconds, quiet),
+        }
+
+    def _replica(self, traffic: Traffic) -> None:
+        """Another fleet comes up while this one serves the steady load."""
+        self._fleet.scale(START)
+        shape = replace(self._fleet.shape, devices_per_node=START)
+        with bench_fleet(shape, self._options.report) as another:
+            another.up(START, with_models=False)
+            another.end_agents()
+            traffic.start()
+            try:
+                quiet = self._quiet()
+                began = time.time()
+                seconds = another.up(START, with_models=True)
+            finally:
+                traffic.stop(DRAIN_S)
+        self.results[REPLICA] = {
+            "ready_s": seconds,
             **self._service(traffic, began, seconds, quiet),
         }
 
@@ -274,20 +309,24 @@ class _Measured:
 
     def _sum_up(self) -> None:
         ready = {name: row["ready_s"] for name, row in self.results.items()}
-        ours = ready[f"{WORD} {START}->{WIDE}"]
-        feasible = min(ready["cold restart"], ready["horizontal replica"])
-        self.summary["ready_ratio_best_baseline"] = ours / feasible
-        self.summary["ready_ratio_elasticmoe_like"] = ours / ready["elasticmoe-like"]
-        self.summary["unprepared_ratio"] = ready[UNPREPARED] / ours
-        self.summary["fork_servers_lost_ratio"] = ready[FORK_SERVERS_LOST] / ours
+        ours, prompt = (ready[f"{word} {START}->{WIDE}"] for word in (WORD, PROMPT))
+        feasible = min(ready["cold restart"], ready[REPLICA])
+        for name, seconds in (("", ours), ("prompt_", prompt)):
+            self.summary[f"{name}ready_ratio_best_baseline"] = seconds / feasible
+            ratio = seconds / ready["elasticmoe-like"]
+            self.summary[f"{name}ready_ratio_elasticmoe_like"] = ratio
+        self.summary["unprepared_ratio"] = ready[UNPREPARED] / prompt
+        self.summary["fork_servers_lost_ratio"] = ready[FORK_SERVERS_LOST] / prompt
 
     def _free(self, fleet: BenchFleet) -> None:
         """4 -> 2 under requests with thousands of tokens to go: when is a device free?"""
-        row = run_free(fleet, WIDE, START, self._options.seed)
-        self.results["free a device"] = row
-        for key in ("free_device_s", "free_device_bound_s"):
-            self.summary[key] = row[key]
-        self.summary["failed"] += row["failed"]
+        for pace in (Pace.GENTLE, Pace.PROMPT):
+            row = run_free(fleet, WIDE, START, self._options.seed, pace)
+            name = "" if pace is Pace.GENTLE else "prompt_"
+            self.results[f"free a device, {pace}"] = row
+            for key in ("free_device_s", "free_device_bound_s"):
+                self.summary[name + key] = row[key]
+            self.summary["failed"] += row["failed"]
 
     def _chats(self, readers: int) -> list[ChatOptions]:
         """Greedy and sampled in turn; all greedy where some tokens must never be said."""
@@ -297,5 +336,15 @@ class _Measured:
         is_random = self._fleet.shape.is_random
         return [seeded[i] if i % 2 and not is_random else plain for i in range(readers)]
 
+    def _steady(self, fleet: BenchFleet) -> Traffic:
+        return Traffic(fleet.target(), self._chats(READERS), turns=1)
+
     def _quiet(self) -> Window:
         return quiet_window(self._quiet_s)
+
+
+def _replica_s(fleet: BenchFleet) -> float:
+    """Seconds until a replica serves; etcd, controller and gateway are there already."""
+    fleet.up(START, with_models=False)
+    fleet.end_agents()
+    return fleet.up(START, with_models=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from ...core.dtypes import DTYPE_BYTES, FLOAT32, expert_dtype
 from ...core.facts import read_model_facts
+from ...core.plan import Pace
 from ...core.units import parse_bytes
 from ..demo.metrics import Window, mismatches
 from ..demo.traffic import Traffic
@@ -21,7 +22,11 @@ Reference = dict[tuple[int, int], str]
 
 
 def run_acts(
-    fleet: BenchFleet, traffic: Traffic, widths: Sequence[int], quiet: Callable[[], Window]
+    fleet: BenchFleet,
+    traffic: Traffic,
+    widths: Sequence[int],
+    quiet: Callable[[], Window],
+    pace: Pace = Pace.GENTLE,
 ) -> Results:
     """Change the width again and again under a traffic; a row for each kind of change."""
     residency, acts = fleet.residency(), list[Act]()
@@ -30,7 +35,7 @@ def run_acts(
     try:
         before, kv_before = quiet(), fleet.kv_blocks()
         for width in widths:
-            transition = fleet.scale(width)
+            transition = fleet.scale(width, pace)
             after, kv_after = quiet(), fleet.kv_blocks()
             acts.append(Act(transition, before, after, kv_before, kv_after))
             before, kv_before = after, kv_after

@@ -28,6 +28,7 @@ from ...core.paths import (
     signal_process,
     wait_gone,
 )
+from ...core.plan import Pace
 from ...memory.hmm.client import HmmClient
 from .. import waiting
 from ..client import ApiClient
@@ -183,11 +184,11 @@ class BenchFleet:
             raise MoectlError(f"model {MODEL} is gone from the bench's fleet")
         return found
 
-    def scale(self, width: int) -> TransitionView:
+    def scale(self, width: int, pace: Pace = Pace.GENTLE) -> TransitionView:
         """Scale and wait for the end; MoectlError when it was forfeited."""
-        self._report("scale", f"to {width} devices")
+        self._report("scale", f"to {width} devices, {pace}")
         operation = f"bench-{uuid.uuid4().hex[:12]}"
-        self.client.scale(MODEL, str(width), operation_id=operation, dry_run=False)
+        self.client.scale(MODEL, str(width), operation_id=operation, dry_run=False, pace=pace)
         return waiting.wait_transition(
             self.client, operation, SCALE_DEADLINE_S, lambda transition: None
         )

@@ -21,6 +21,7 @@ from ...agents.engine.kv import KvPool
 from ...agents.engine.move_wire import MoveSocket
 from ...core.errors import MoectlError
 from ...core.facts import read_model_facts
+from ...core.plan import Pace
 from .. import sse
 from ..demo.traffic import Target
 from ..fleet_view import TransitionView
@@ -84,7 +85,7 @@ class _Reader:
             self.error = str(error) or type(error).__name__
 
 
-def run_free(fleet: BenchFleet, wide: int, narrow: int, seed: int) -> dict[str, float]:
+def run_free(fleet: BenchFleet, wide: int, narrow: int, seed: int, pace: Pace) -> dict[str, float]:
     """Scale from `wide` to `narrow` under long requests; the row of the bench."""
     placed = fleet.model().placement
     if placed is None or placed.width != wide:
@@ -97,7 +98,7 @@ def run_free(fleet: BenchFleet, wide: int, narrow: int, seed: int) -> dict[str, 
     ]
     try:
         _until_all_read(readers, time.time())
-        transition = fleet.scale(narrow)
+        transition = fleet.scale(narrow, pace)
         _until_all_read(readers, time.time())
     finally:
         for reader in readers:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...core.plan import Pace
 from ..completing import complete_model
 from ..dry_run import DryRun, DryRunFlag
 
@@ -33,6 +34,9 @@ def scale(
     take: Annotated[
         bool, typer.Option("--take", help="Take the field from gitops or the autoscaler.")
     ] = False,
+    pace: Annotated[
+        Pace, typer.Option(help="gentle: those who are served come first. prompt: hurry.")
+    ] = Pace.GENTLE,
     write: Annotated[
         str, typer.Option("--write", help="Change this YAML file instead of the fleet.")
     ] = "",
@@ -42,10 +46,14 @@ def scale(
     Any width from 1 to all devices works, dividing the number of experts or not. A number takes the
     width of a model with `parallelism: auto` into your hands; `--experts auto` gives it back.
 
+    Who is served hardly notices a gentle change, which takes a second or two; a prompt one is ready
+    sooner and takes its processor time from them. Heals and creations are always prompt.
+
     \b
     Examples:
       moectl scale chat --experts 4
       moectl scale chat --experts +1 --no-wait
+      moectl scale chat --experts +2 --pace prompt
       moectl scale chat --experts -2 --dry-run=server
       moectl scale chat --experts auto
       moectl scale chat --experts 3 -o json
@@ -60,7 +68,7 @@ def scale(
     if write:
         write_width(write, model, experts, dry_run=dry_run is not DryRun.NONE)
         return
-    _scale(model, experts, Choices(wait, timeout, dry_run, output, take))
+    _scale(model, experts, Choices(wait, timeout, dry_run, output, take, pace))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,7 @@ class Choices:
     dry_run: DryRun
     output: str
     take: bool
+    pace: Pace
 
 
 def _scale(model: str, experts: str, choices: Choices) -> None:
@@ -86,6 +95,7 @@ def _scale(model: str, experts: str, choices: Choices) -> None:
     wanted = check_width_text(experts)
     if choices.dry_run is DryRun.CLIENT:
         body = {"model": model, "experts": wanted, "take": choices.take}
+        body |= {"pace": choices.pace}
         told(f"model/{model} would be asked for {wanted} devices", body, choices.output)
         return
     is_rehearsal = choices.dry_run is DryRun.SERVER
@@ -97,6 +107,7 @@ def _scale(model: str, experts: str, choices: Choices) -> None:
             operation_id=operation_id,
             dry_run=is_rehearsal,
             take=choices.take,
+            pace=choices.pace,
         )
         plan = answer.get("plan") or {}
         if choices.output == "text":

@@ -50,7 +50,11 @@ class Target:
 class Traffic:
     """The conversations; `traces` grows by one for each finished request."""
 
-    def __init__(self, target: Target, options: list[ChatOptions]) -> None:
+    def __init__(
+        self, target: Target, options: list[ChatOptions], turns: int | None = None
+    ) -> None:
+        """`turns` of each conversation are spoken; all of them unless told."""
+        self._turns = turns
         self.speakers = [Speaker(index, each) for index, each in enumerate(options)]
         self.traces: list[Trace] = []  # appended to by the loop's thread only
         self.sent = 0
@@ -102,7 +106,7 @@ class Traffic:
     async def _converse(self, http: httpx.AsyncClient, speaker: Speaker, forever: bool) -> None:
         while True:
             history: list[dict[str, str]] = []
-            for turn, text in enumerate(turns_of(speaker.index)):
+            for turn, text in enumerate(turns_of(speaker.index)[: self._turns]):
                 history.append({"role": "user", "content": text})
                 speaker.turn, speaker.prompt, speaker.tail = turn, text, ""
                 trace = await self._ask(http, speaker, history)

@@ -39,6 +39,7 @@ DECLARED = {
     "fields": {"parallelism.experts": {"owner": "ann", "generation": 2, "before": "gitops"}},
     "origin": {"commit": "1a2b3c", "path": "clusters/chat.yaml"},
     "tenant": "default",
+    "pace": "gentle",
 }
 TRANSITION = {
     "operation_id": "scale-1",
@@ -60,6 +61,7 @@ TRANSITION = {
     "steps_total": 102,
     "answered": [],
     "final": True,
+    "pace": "gentle",
 }
 CONDITION = {
     "type": "Ready",

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from ...core.plan import Pace
+
 DOCUMENTS_MAX = 1000  # of one apply; more belongs into several
 EXAMPLE_MODEL: JsonDict = {
     "kind": "Model",
@@ -69,6 +71,9 @@ class ScaleBody(StrictBody):
     dry_run: DryRun = False
     manager: Literal["person", "autoscaler"] = "person"
     take: Take = False
+    pace: Annotated[
+        Pace, Field(description="gentle gives way to those who are served, prompt hurries")
+    ] = Pace.GENTLE
 
 
 class ReleaseBody(StrictBody):

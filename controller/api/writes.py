@@ -5,7 +5,7 @@ records and differs only in writing nothing. Models of other tenants are not the
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -40,6 +40,7 @@ async def scale(
     """Spread a model's experts over another number of devices."""
     writer = Writer(AUTOSCALER if body.manager == AUTOSCALER else token.name, body.take)
     caller = caller_of(request, token, body.operation_id, body.dry_run, writer)
+    caller = replace(caller, pace=body.pace)
     generation = expected(if_match, body.expected_generation)
 
     def decide(ground: Ground) -> Accepted:

@@ -111,7 +111,10 @@ class Fleet:
         memories = tuple(DeviceMemory(device, 64 << 20, 16384) for device in devices)
         kind = TransitionKind.SCALE if old else TransitionKind.CREATE
         demand = Demand((8, 8), 768, 4000, 1 << 20)
-        return plan_transition(TransitionInput(kind, "chat", demand, memories, old, width))
+        is_gentle = kind is TransitionKind.SCALE
+        return plan_transition(
+            TransitionInput(kind, "chat", demand, memories, old, width, is_gentle=is_gentle)
+        )
 
     def place(self, width: int) -> Placement:
         """`chat` as it is after a CREATE: placed, with a serving worker on each rank."""

@@ -5,6 +5,7 @@ import pytest
 from moectl.controller import intents
 from moectl.controller.admission import Ground
 from moectl.controller.model_facts import NoFacts
+from moectl.controller.reconcile import reconcile
 from moectl.core.errors import (
     ConflictError,
     NotFoundError,
@@ -13,8 +14,8 @@ from moectl.core.errors import (
     UnplaceableError,
     UsageError,
 )
-from moectl.core.plan import Phase
-from moectl.core.records import SpecRecord, from_json
+from moectl.core.plan import Pace, Phase
+from moectl.core.records import SpecRecord, TransitionRecord, from_json
 
 NOW = 1000.0
 MODEL = {
@@ -28,8 +29,10 @@ def ground(fleet) -> Ground:
     return Ground(fleet.snapshot, fleet.facts, fleet.limits)
 
 
-def caller(operation_id: str = "op-9", dry_run: bool = False) -> intents.Caller:
-    return intents.Caller("ann", NOW, operation_id, dry_run)
+def caller(
+    operation_id: str = "op-9", dry_run: bool = False, pace: Pace = Pace.GENTLE
+) -> intents.Caller:
+    return intents.Caller("ann", NOW, operation_id, dry_run, pace=pace)
 
 
 def declare(kind: str = "Model", name: str = "chat", spec: dict | None = None):
@@ -44,7 +47,6 @@ def written(fleet, accepted) -> SpecRecord:
 
 def ready(fleet, width: int = 2) -> None:
     """A placed model whose status says that its generation was carried out."""
-    from moectl.controller.reconcile import reconcile
     from moectl.core.records import ModelStatus
 
     fleet.declare(width)
@@ -132,6 +134,34 @@ def test_scale_changes_the_width_only_and_says_what_will_happen(fleet) -> None:
     assert fleet.keys.active_of("chat") in dict(accepted.change.guards)
 
 
+@pytest.mark.parametrize("pace", list(Pace))
+def test_the_pace_of_a_scale_goes_into_its_transition_and_its_prediction(fleet, pace) -> None:
+    ready(fleet)
+    accepted = intents.decide_scale("chat", "4", ground(fleet), caller(pace=pace))
+    spec = written(fleet, accepted)
+    assert spec.pace is pace
+    fleet.parts["specs"][("Model", "chat")] = fleet.seen(spec)
+    (change,) = reconcile(fleet.snapshot, fleet.facts, NOW, fleet.limits).changes
+    record = from_json(TransitionRecord, dict(change.puts)[fleet.keys.transition("op-9")])
+    assert (record.pace, record.is_gentle) == (pace, pace is Pace.GENTLE)
+    told = accepted.body["plan"]["prediction"]["prepare_s"]
+    assert record.prediction.prepare_s == told
+    other = next(each for each in Pace if each is not pace)
+    there = intents.decide_scale("chat", "4", ground(fleet), caller("op-8", pace=other))
+    assert there.body["operation_id"] == "op-9"  # it runs already: its pace stays
+
+
+def test_a_prompt_change_is_predicted_to_take_less_time(fleet) -> None:
+    ready(fleet)
+    seconds = {
+        pace: intents.decide_scale("chat", "4", ground(fleet), caller(pace=pace)).body["plan"][
+            "prediction"
+        ]["prepare_s"]
+        for pace in Pace
+    }
+    assert seconds[Pace.PROMPT] < seconds[Pace.GENTLE]
+
+
 def test_a_dry_run_answers_the_same_and_writes_nothing(fleet) -> None:
     ready(fleet)
     wet = intents.decide_scale("chat", "4", ground(fleet), caller())
@@ -206,7 +236,6 @@ def test_an_operation_id_of_another_model_is_a_conflict(fleet) -> None:
 
 
 def test_a_model_that_waits_for_devices_can_be_made_narrower(fleet) -> None:
-    from moectl.controller.reconcile import reconcile
     from moectl.core.records import ModelStatus
 
     fleet.lose_node("n2")
