@@ -5,13 +5,16 @@ per line on stdout. The parent keeps one thread, so that forking is safe; the st
 of the gloo groups lives in a child of its own.
 """
 
+import contextlib
 import json
 import mmap
 import os
 import signal
+import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -183,6 +186,68 @@ def killed(exchange):
         timer.join()
 
 
+def unheard_abort(exchange):
+    """Gloo has lost rank 0's call when rank 0 aborts."""
+    return lost_call(exchange, lambda peers: exchange.abort("told to"))
+
+
+def unheard_death(exchange):
+    """Gloo has lost rank 0's call when the others die, and nobody tells rank 0."""
+    return lost_call(exchange, kill)
+
+
+def lost_call(exchange, end):
+    """Rank 0 calls on connections that are dead before gloo's own thread can know.
+
+    As in a race with a dying peer, but each time: the connections take no more bytes, and the peers
+    have entered the call and are stopped, so that their ends stay open.
+    """
+    pids = [each[0] for each in exchange.gather_control([os.getpid()] * CONTROL_WORDS)]
+    peers = pids[1:]
+    if exchange.rank:
+        exchange.post_control(words(exchange.rank, 1))
+        time.sleep(0.3)  # gloo tells rank 0 meanwhile that it may send
+        os.kill(os.getpid(), signal.SIGSTOP)
+    until = time.monotonic() + DEADLINE_S / 2
+    while not all(is_stopped(pid) for pid in peers):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    for connection in connections():
+        connection.shutdown(socket.SHUT_WR)
+    timer = threading.Timer(0.5, end, (peers,))
+    timer.start()
+    started = time.monotonic()
+    try:
+        exchange.gather_control(words(0, 1))
+        return "done"
+    except ExchangeBrokenError:
+        exchange.close()
+        return "broken" if time.monotonic() - started < DEADLINE_S / 2 else "broken late"
+    finally:
+        timer.join()
+        kill(peers)
+
+
+def kill(pids):
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)  # the dead keep their ids until their parent has all results
+
+
+def is_stopped(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def connections():
+    """Duplicates of this process's connected sockets."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            each = socket.socket(fileno=os.dup(int(name)))
+            each.getpeername()
+            found.append(each)
+    return found
+
+
 def too_large(exchange):
     exchange.gather_control(words(exchange.rank, 0))
     parts = [torch.zeros(2 * PAYLOAD, dtype=torch.uint8)] * exchange.size
@@ -248,6 +313,8 @@ SCENARIOS = {
         abort_from_thread,
         deadline,
         killed,
+        unheard_abort,
+        unheard_death,
         too_large,
         copies,
     )

@@ -102,6 +102,12 @@ def test_a_killed_peer_breaks_the_group_of_the_survivors(ranks):
     assert ranks.run("killed") == ["broken"] * (ranks.size - 1) + ["died of signal 9"]
 
 
+@pytest.mark.parametrize("end", ["abort", "death"])
+def test_the_end_of_a_call_that_gloo_has_lost_is_noticed_all_the_same(program, end):
+    got = Ranks("gloo", program).run(f"unheard_{end}")
+    assert got == ["broken", "died of signal 9", "died of signal 9"]
+
+
 def test_parts_larger_than_was_agreed_are_refused_before_anything_is_sent(ranks):
     need_peers(ranks)
     assert ranks.run("too_large") == ["EngineError"] * ranks.size

@@ -11,6 +11,11 @@ gloo has no abort: a wait ends when its socket closes or its timeout passes. So 
 the port that its device listens on, learns its peers' from the store, and `abort` shuts down the
 sockets between those ports; waits here and at the peers end at once.
 
+Most of them do. A call that finds its connection dead before gloo's own thread has seen the end is
+queued behind it, and the queue is dropped without a word to whoever waits: gloo then keeps the call
+until its timeout, which is the one of the meeting. So a wait here looks up now and then, at whether
+the group was aborted or has lost a connection, and `close` does not wait for such a call.
+
 Wire, per peer: 8 bytes of length and the bytes, padded to the size that was agreed.
 """
 
@@ -18,6 +23,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,6 +37,9 @@ from .base import DEADLINE_S, Bounds, checked_words
 
 _PREFIX_BYTES = 8
 _ALIGN_BYTES = 64  # parts stand side by side in one tensor and are read as wider numbers
+#: How often a wait looks for itself whether it can still end well. Chosen: far above what a call
+#: takes, so that it costs nothing, and far below what healing takes.
+_LOOK_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -67,9 +76,9 @@ class GlooGroup:
 
     def _form(self, meeting: Rendezvous, deadline: timedelta) -> Any:
         store = meeting.open_store(deadline)
-        before = _listening_ports(meeting.bind_address)
         kind: Any = distributed.ProcessGroupGloo  # its options are not in torch's stubs
         options = kind._Options()
+        before = _listening_ports(meeting.bind_address)
         options._devices = [kind.create_device(hostname=meeting.bind_address)]
         options._timeout = deadline
         options._threads = 1
@@ -79,6 +88,7 @@ class GlooGroup:
         self._peer_ports = {
             int(store.get(f"port/{peer}")) for peer in range(meeting.size) if peer != meeting.rank
         }
+        self._pair_count = self._count_pairs()
         return group
 
     def all_to_all(
@@ -87,13 +97,19 @@ class GlooGroup:
         """Start an all-to-all of bytes: out[r] of `send` go to rank r, into[r] come from it."""
         return self._start("alltoall_base", receive, send, into, out)
 
-    def wait(self, work: Any, what: str, deadline_s: float | None = None) -> None:
+    def wait(self, work: Any, what: str, deadline_s: float) -> None:
         """Wait for a work of this group; ExchangeBrokenError says which one failed."""
+        until = time.monotonic() + deadline_s
+        is_over = False
+        while not is_over:
+            left_s = until - time.monotonic()
+            is_over = left_s <= _LOOK_S
+            with contextlib.suppress(RuntimeError):  # not yet; or it failed, and fails again below
+                work.wait(_timeout(min(left_s, _LOOK_S)))
+                return
+            is_over = is_over or work.is_completed() or self._check_pairs()
         try:
-            if deadline_s is None:
-                work.wait()
-            else:
-                work.wait(timedelta(seconds=deadline_s))
+            work.wait(_timeout(0.0))
         except RuntimeError as error:
             reason = self._aborted or f"{what}: {_first_line(error)}"
             self.abort(reason)
@@ -110,10 +126,26 @@ class GlooGroup:
                     pair.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Drop the group: its sockets and its thread end with it."""
+        """Drop the group: its sockets and its thread end with it, as soon as gloo lets them."""
         with self._lock:
             self._aborted = self._aborted or "closed"
-            self._group = None
+            if self._group is None:
+                return
+            last, self._group = [self._group], None
+        # The end of a group waits for its calls, and gloo may have forgotten to end one.
+        threading.Thread(target=last.clear, name="end of group", daemon=True).start()
+
+    def _check_pairs(self) -> bool:
+        """Whether the group is aborted; one that has lost a connection to a peer is from now on."""
+        if not self._aborted and self._count_pairs() < self._pair_count:
+            self.abort("the connection to a peer is gone")
+        return bool(self._aborted)
+
+    def _count_pairs(self) -> int:
+        pairs = _connections(self._port, self._peer_ports)
+        for pair in pairs:
+            pair.close()
+        return min(len(pairs), self.size - 1)
 
     def _start(self, verb: str, *arguments: Any) -> Any:
         group = self._group
@@ -247,6 +279,11 @@ def abandon_meeting(store_address: str) -> None:
                     each.shutdown(socket.SHUT_RDWR)
 
 
+def _timeout(seconds: float) -> timedelta:
+    """As gloo takes it: milliseconds, of which none mean for ever."""
+    return timedelta(seconds=max(seconds, 0.001))
+
+
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0][:200]
 
@@ -256,8 +293,13 @@ def _own_sockets() -> list[socket.socket]:
     found = []
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                found.append(socket.socket(fileno=os.dup(int(name))))
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
+            copy = os.dup(int(name))
+            try:
+                found.append(socket.socket(fileno=copy))
+            except OSError:  # the number means something else by now
+                os.close(copy)
     return found
 
 
