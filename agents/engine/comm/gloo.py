@@ -80,13 +80,18 @@ class GlooGroup:
         options = kind._Options()
         before = _listening_ports(meeting.bind_address)
         options._devices = [kind.create_device(hostname=meeting.bind_address)]
+        # More than one where something else began to listen meanwhile: a transfer of the same
+        # transition, which ends with the group just as well.
+        self._ports = _listening_ports(meeting.bind_address) - before
         options._timeout = deadline
         options._threads = 1
-        self._port = min(_listening_ports(meeting.bind_address) - before, default=0)
-        store.set(f"port/{meeting.rank}", str(self._port))
+        store.set(f"ports/{meeting.rank}", " ".join(map(str, sorted(self._ports))))
         group = kind(store, meeting.rank, meeting.size, options)
         self._peer_ports = {
-            int(store.get(f"port/{peer}")) for peer in range(meeting.size) if peer != meeting.rank
+            int(port)
+            for peer in range(meeting.size)
+            if peer != meeting.rank
+            for port in store.get(f"ports/{peer}").split()
         }
         self._pair_count = self._count_pairs()
         return group
@@ -121,7 +126,7 @@ class GlooGroup:
             if self._aborted:
                 return
             self._aborted = reason or "aborted"
-            for pair in _connections(self._port, self._peer_ports):
+            for pair in _connections(self._ports, self._peer_ports):
                 with contextlib.suppress(OSError), pair:
                     pair.shutdown(socket.SHUT_RDWR)
 
@@ -142,7 +147,7 @@ class GlooGroup:
         return bool(self._aborted)
 
     def _count_pairs(self) -> int:
-        pairs = _connections(self._port, self._peer_ports)
+        pairs = _connections(self._ports, self._peer_ports)
         for pair in pairs:
             pair.close()
         return min(len(pairs), self.size - 1)
@@ -315,7 +320,7 @@ def _listening_ports(address: str) -> set[int]:
     return ports
 
 
-def _connections(own_port: int, peer_ports: set[int]) -> list[socket.socket]:
+def _connections(own_ports: set[int], peer_ports: set[int]) -> list[socket.socket]:
     """This process's sockets of the group that listens on these ports; the caller closes them."""
     found = []
     for each in _own_sockets():
@@ -324,7 +329,7 @@ def _connections(own_port: int, peer_ports: set[int]) -> list[socket.socket]:
                 raise OSError("not ours")
             peer_port = each.getpeername()[1]  # fails for the listener, which must stay: gloo
             # ends the process when its listener is shut down
-            if each.getsockname()[1] == own_port or peer_port in peer_ports:
+            if each.getsockname()[1] in own_ports or peer_port in peer_ports:
                 found.append(each)
                 continue
         except OSError:
