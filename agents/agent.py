@@ -19,7 +19,7 @@ from pathlib import Path
 from ..core.clock import Clock, SystemClock
 from ..core.errors import ConflictError, MoectlError
 from ..core.paths import NodeHome
-from ..core.priority import SessionPriority
+from ..core.priority import GENTLE_NICE, SessionPriority
 from ..core.records import Keys, NodeRecord, to_json
 from ..core.store.protocol import Store
 from .children import FORK_SERVER, Children
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         config = load_agent_config(parser.parse_args(argv).config)
-        SessionPriority().lower()  # its node's cores are there to serve
+        SessionPriority().lower(GENTLE_NICE)  # its node's cores are there to serve
         with only_agent(NodeHome(Path(config.node_dir))):
             asyncio.run(serve(config))
     except MoectlError as error:

@@ -22,7 +22,7 @@ import uvicorn
 
 from ..core.clock import Clock, SystemClock
 from ..core.errors import MoectlError, RefusedError, StoreError
-from ..core.priority import SessionPriority
+from ..core.priority import GENTLE_NICE, SessionPriority
 from ..core.records import EndpointRecord, Keys, TokenRecord, to_json
 from ..core.store.etcd import EtcdStore
 from ..core.store.protocol import Store, put_op, version_is
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_server_config(options.config)
         listener = listen(config.host, config.port)
-        SessionPriority().lower()  # where it shares a machine with nodes, they serve
+        SessionPriority().lower(GENTLE_NICE)  # where it shares a machine with nodes, they serve
         asyncio.run(serve(config, listener))
     except MoectlError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import EngineError, MemoryPoolError, MoectlError, ProtocolError
-from ...core.priority import SessionPriority
+from ...core.priority import GENTLE_NICE, SessionPriority
 from ...memory.hmm import wire
 from ...memory.hmm.listener import Place, peer_uid, take_place
 from .group_store import host_store, is_readable
@@ -351,7 +351,7 @@ def _serve_at(
                 os.write(ready_fd, b"ready\n")
                 os.close(ready_fd)
             ready_fd = None
-        SessionPriority().lower()  # children lead sessions of their own
+        SessionPriority().lower(GENTLE_NICE)  # children lead sessions of their own
         server = ForkServer(place.listener, engine, (place.lock,), Spare(path), templates)
         if not server.serve():
             place.close()

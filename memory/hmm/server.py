@@ -33,7 +33,7 @@ from pathlib import Path
 
 from ...core.errors import InvariantError, MoectlError, UsageError
 from ...core.paths import ProcessId, process_id
-from ...core.priority import SessionPriority
+from ...core.priority import GENTLE_NICE, SessionPriority
 from ..backend import PageOwner
 from ..backends import backend_of
 from . import handover
@@ -152,7 +152,7 @@ class Server:
         if self._ready_fd is not None and not self._table.state.waiting:
             _say_ready(self._ready_fd)
             self._ready_fd = None
-            SessionPriority().lower()  # nobody waits for it while a token is made
+            SessionPriority().lower(GENTLE_NICE)  # nobody waits for it while a token is made
 
     def _timeout_s(self) -> float | None:
         if self._is_starting():
