@@ -10,7 +10,7 @@ planner's choice depends on bytes alone, so a wrong constant cannot make a plan 
               while it prepares, so all of that is added
 
 Copies of different devices run at the same time, those of one target follow each other. A gentle
-change rests after each: that stretches everything that takes processor time.
+change takes what the cores have left: that stretches everything that takes processor time.
 """
 
 from collections import defaultdict
@@ -31,7 +31,7 @@ class Rates:
     fork_and_group_s: float = 0.3  # fork server to a rank in its group: 0.06 idle, 0.4 busy
     group_s: float = 0.1  # a new group among running ranks, and the answers of all nodes
     flip_ms: float = 8.0  # the flip is an assignment; a first step of 7 to 16 ms was measured
-    gentle_stretch: float = 9.0  # a piece of work and the rest of eight times its time
+    gentle_stretch: float = 5.0  # the same copies in a fifth of a core: what two busy ranks leave
     gentle_start: float = 2.0  # times that a gentle start takes a prompt one's time
 
 

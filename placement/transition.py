@@ -50,7 +50,7 @@ class TransitionInput:
     instance_floor: int = 0  # the highest worker instance that was ever seen
     rates: time_model.Rates = time_model.MEASURED_RATES
     loads: tuple[tuple[float, ...], ...] = ()  # [L][E] tokens per expert; empty when unknown
-    is_gentle: bool = False  # prepared with rests: it takes longer, and costs those served less
+    is_gentle: bool = False  # prepared in what cores have left: longer, and at less cost to others
 
 
 def plan_transition(wanted: TransitionInput) -> TransitionPlan | Infeasible:

@@ -1,7 +1,6 @@
 """How is heavy work done beside a serving engine without slowing it? On throw-away threads.
 
-They take what a core has left, little of one that others want, and rest between two pieces, until
-that takes too long.
+They take what a core has left, and little of one that others want, until that takes too long.
 
 A runner takes pieces from one iterator, so that a second runner at normal priority can join when
 the first gets no time: a thread without privileges cannot take its level back, but nobody has to
@@ -20,12 +19,11 @@ from ...core.priority import SessionPriority, be_gentle, lift_thread
 T = TypeVar("T")
 Piece = Callable[[], None]
 
-#: Gentleness ends when the pieces are not done by then. Chosen: above what they take with all their
-#: rests where two readers fill two cores (1.5 s), and what nobody minds waiting for on a full one.
-ESCALATE_S = 3.0
-#: A gentle runner rests so many times the processor time that a piece took. Chosen: two of them
-#: then take a fifth of one core, which two ranks that wait for each other leave of theirs.
-REST = 8.0
+#: Gentleness ends when the pieces are not done by then. Chosen: above what they take where two
+#: readers fill two cores (half a second to one), and what nobody minds waiting for on a full one.
+#: Rests between pieces were tried: each time a thread comes back it may hold a core for a tick,
+#: whatever its level, so the same work costs more tokens than in one go.
+ESCALATE_S = 2.0
 
 
 def run_gently(
@@ -83,7 +81,6 @@ class Work:
         self._pieces: Iterator[Piece] = iter(pieces)
         self._turn = threading.Lock()
         self._done = threading.Event()
-        self._is_urgent = threading.Event()  # nobody rests any more
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
 
@@ -95,7 +92,6 @@ class Work:
 
     def hurry(self) -> None:
         """Go on at normal priority: lift the runners where that is allowed, and add one that is."""
-        self._is_urgent.set()
         for thread in self._threads:
             if thread.native_id is not None:
                 lift_thread(thread.native_id)
@@ -108,7 +104,6 @@ class Work:
     def cancel(self) -> None:
         """No further piece is started."""
         self._done.set()
-        self._is_urgent.set()
 
     def wait_quiet(self) -> None:
         """Wait until no runner touches anything any more: at most the piece in progress."""
@@ -123,7 +118,6 @@ class Work:
     def _run(self, is_gentle: bool) -> None:
         if is_gentle:
             self._give_way()
-        rest_s = 0.0
         while not self._done.is_set():
             with self._turn:
                 if self._done.is_set():
@@ -133,17 +127,8 @@ class Work:
                     if piece is None:
                         self._done.set()
                         return
-                    rest_s = self._rested(piece, rest_s if is_gentle else 0.0)
+                    piece()
                 except BaseException as error:  # handed to whoever waits
                     self._error = error
                     self._done.set()
             time.sleep(0)  # lets another runner have the next turn
-
-    def _rested(self, piece: Piece, rest_s: float) -> float:
-        """Rest, then run a piece; returns the rest that it is worth. The last is worth none."""
-        if rest_s:
-            self._is_urgent.wait(rest_s)
-        began_s = time.thread_time()
-        if not self._done.is_set():
-            piece()
-        return REST * (time.thread_time() - began_s)

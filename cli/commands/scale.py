@@ -46,8 +46,8 @@ def scale(
     Any width from 1 to all devices works, dividing the number of experts or not. A number takes the
     width of a model with `parallelism: auto` into your hands; `--experts auto` gives it back.
 
-    Who is served hardly notices a gentle change, which takes a second or two; a prompt one is ready
-    sooner and takes its processor time from them. Heals and creations are always prompt.
+    A gentle change takes what the cores have left; a prompt one is ready in about half the time,
+    and takes it from those who are served. Heals and creations are always prompt.
 
     \b
     Examples:

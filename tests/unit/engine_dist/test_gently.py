@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from moectl.agents.engine import gently
 from moectl.agents.engine.gently import Work, run_gently
 from moectl.core.errors import DeadlineError
 from moectl.core.priority import GENTLE_NICE, SessionPriority, be_idle
@@ -84,44 +83,3 @@ def test_a_session_that_stepped_back_comes_up_when_the_work_takes_too_long():
     assert session.restored == 1
     run_gently(Work([lambda: None]), 30.0, escalate_s=5.0, session=session)
     assert session.restored == 1
-
-
-def spin(seconds):
-    until = time.thread_time() + seconds
-    while time.thread_time() < until:
-        pass
-
-
-def test_a_gentle_runner_rests_between_pieces_and_not_after_the_last(monkeypatch):
-    monkeypatch.setattr(gently, "REST", 10.0)
-    began = time.monotonic()
-    run_gently(Work([lambda: spin(0.02), lambda: spin(0.02)]), 30.0, escalate_s=20.0)
-    took = time.monotonic() - began
-    assert took >= 0.2  # ten times the first piece; no upper bound: cores may be busy
-    began = time.monotonic()
-    run_gently(Work([lambda: spin(0.02)]), 600.0, escalate_s=300.0)
-    monkeypatch.setattr(gently, "REST", 1e6)
-    run_gently(Work([lambda: spin(0.02)]), 600.0, escalate_s=300.0)
-    assert time.monotonic() - began < 300.0  # a rest after it would have been hours
-
-
-def test_who_hurries_and_who_cancels_ends_a_rest(monkeypatch):
-    monkeypatch.setattr(gently, "REST", 1e6)
-    done = []
-    pieces = [lambda n=n: (spin(0.001), done.append(n)) for n in range(3)]
-    run_gently(Work(iter(pieces)), 60.0, escalate_s=0.05)
-    assert done == [0, 1, 2]
-    work = Work(iter(pieces))
-    work.start(is_gentle=True)
-    time.sleep(0.05)
-    work.cancel()
-    work.wait_quiet()  # returns
-    assert done == [0, 1, 2, 0]
-
-
-def test_a_prompt_runner_never_rests(monkeypatch):
-    monkeypatch.setattr(gently, "REST", 1e6)
-    done = []
-    work = Work(lambda n=n: (spin(0.001), done.append(n)) for n in range(3))
-    run_gently(work, 60.0, escalate_s=0.0)
-    assert done == [0, 1, 2]
