@@ -69,7 +69,7 @@ SHARD_BYTES = 1 << 29
 WIDTHS = (4, 2, 4, 3, 2)
 START, WIDE = 2, 4
 ROUNDS, ROUNDS_FULL = 3, 10
-PROMPT_ROUNDS = 2
+PROMPT_ROUNDS = 1
 # Steady: a reader for each rank that serves at first. Saturating: a queue at every rank.
 READERS, READERS_SATURATING = 2, 8
 TOKENS, TOKENS_QUICK = 500, 48  # ElasticMoE's own load decodes 250-500 tokens
@@ -278,8 +278,7 @@ class _Measured:
 
     def _cold(self, traffic: Traffic) -> None:
         """The model ends, and comes back wider from the checkpoint."""
-        fleet = self._fleet
-        fleet.scale(START)
+        fleet = self._fleet  # at START, where `_replica` left it
         traffic.start()
         quiet = self._quiet()
         began, clock = time.time(), time.monotonic()
