@@ -68,7 +68,7 @@ LARGE = RandomModel(
 SHARD_BYTES = 1 << 29
 WIDTHS = (4, 2, 4, 3, 2)
 START, WIDE = 2, 4
-ROUNDS, ROUNDS_FULL = 3, 10
+ROUNDS, ROUNDS_FULL = 2, 10
 PROMPT_ROUNDS = 1
 # Steady: a reader for each rank that serves at first. Saturating: a queue at every rank.
 READERS, READERS_SATURATING = 2, 8
