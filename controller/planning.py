@@ -21,6 +21,7 @@ from ..core.plan import (
     StepKind,
     TransitionKind,
     TransitionPlan,
+    gives_way,
 )
 from ..core.records import DeviceRecord, SpecRecord, TransitionRecord, to_json
 from ..core.spec import ClusterSpec, ModelSpec, cluster_spec_from_plain, model_spec_from_plain
@@ -92,7 +93,7 @@ def plan_on(
             epoch_floor=_epoch_floor(wish.model, snapshot),
             instance_floor=_instance_floor(wish.model, snapshot),
             loads=loads_of(wish.model, snapshot),
-            is_gentle=wish.kind is TransitionKind.SCALE and wish.pace is Pace.GENTLE,
+            is_gentle=gives_way(wish.kind, wish.pace),
         )
     )
 

@@ -45,6 +45,11 @@ class Pace(StrEnum):
     PROMPT = "prompt"
 
 
+def gives_way(kind: TransitionKind, pace: Pace) -> bool:
+    """Whether PREPARE takes what cores have left: only a scale is prepared beside full service."""
+    return kind is TransitionKind.SCALE and pace is Pace.GENTLE
+
+
 class Phase(StrEnum):
     """The life of a transition; the legal moves stand in `core.transitions`."""
 

@@ -13,7 +13,7 @@ from .codec import from_plain as from_plain
 from .codec import to_json as to_json
 from .codec import to_plain as to_plain
 from .fields import FieldNote
-from .plan import DeviceId, Pace, Phase, Placement, Prediction, Step, TransitionKind
+from .plan import DeviceId, Pace, Phase, Placement, Prediction, Step, TransitionKind, gives_way
 from .transitions import WorkerState
 
 
@@ -176,9 +176,8 @@ class TransitionRecord:
 
     @property
     def is_gentle(self) -> bool:
-        """Whether PREPARE gives way: nobody serves during a creation, nor while a heal is due."""
-        is_beside = self.old is not None and self.kind is not TransitionKind.HEAL
-        return is_beside and self.pace is Pace.GENTLE
+        """Whether PREPARE gives way to those who are served."""
+        return gives_way(self.kind, self.pace)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ A process that uses an accelerator cannot be forked: it refuses.
 import contextlib
 import gc
 import os
-import select
+import signal
 import sys
 import threading
 import warnings
@@ -32,6 +32,7 @@ import torch
 
 from ...core.errors import EngineError, WorkerError
 from ...memory.inherited import drop_shared_mappings
+from ..launch.group_store import is_readable
 from .engine import Engine
 from .steps import LoopState, StepLoop
 
@@ -52,20 +53,19 @@ def fork_server(loop: StepLoop, socket_path: Path, log_path: Path) -> int:
     if torch.cuda.is_initialized():
         raise WorkerError("a process that uses an accelerator cannot be forked")
     reading, writing = os.pipe()
-    try:
-        with _between_steps(loop), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads: see above
-            child = os.fork()
-            if child == 0:
-                _found(writing, socket_path, log_path)
-    finally:
-        os.close(writing)
-    try:
-        is_named = bool(select.select([reading], [], [], NAMED_S)[0])
-        name = os.read(reading, 32) if is_named else b""
-    finally:
-        os.close(reading)
-        os.waitpid(child, 0)  # it ends as soon as it has forked, or failed to
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        try:
+            with _between_steps(loop), warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of threads: see above
+                child = os.fork()
+                if child == 0:
+                    _found(writing, socket_path, log_path)
+        finally:
+            os.close(writing)
+        name = pipe.read(32) if is_readable(reading, NAMED_S) else b""
+    if not name:
+        os.kill(child, signal.SIGKILL)  # one that hangs would hold up this thread for good
+    os.waitpid(child, 0)  # it ends as soon as it has forked
     if not name:
         raise EngineError("the fork server that this worker forked did not come up")
     return int(name)

@@ -10,14 +10,12 @@ ends with one event. All are idempotent: a new agent may ask again and gets the 
 The engine's thread only hears "this epoch is committed" and reports when it is live.
 """
 
-import os
 import queue
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from ...core.cores import CoreClaim
 from ...core.errors import MoectlError, WorkerError
 from ...core.plan import TransitionKind
 from ...core.priority import be_gentle
@@ -56,8 +54,6 @@ class Lifecycle:
         self._room: KvRoom | None = None  # KV of the engine that serves, once it does
         self._said: dict[tuple[str, str], dict[str, Any]] = {}  # last event per (event, operation)
         self._committing: Preparation | None = None  # the engine was told, and has not flipped
-        # Of the engine's thread, from PREPARE to RETIRE: many others work on these cores meanwhile.
-        self._core = CoreClaim(threading.main_thread().native_id or 0)
         self.prepared_operation = ""
         self.epoch = -1  # the last epoch that is known to be live
         self._thread = threading.Thread(target=self._work, name="lifecycle", daemon=True)
@@ -155,7 +151,6 @@ class Lifecycle:
 
     def _prepare(self, preparation: Preparation) -> None:
         operation = preparation.record.operation_id
-        self._keep_core(preparation.record)
         try:
             preparation.run()
             self._expect(preparation)
@@ -164,7 +159,6 @@ class Lifecycle:
             self._expect_nothing()
             preparation.forfeit()
             self._undo_room(preparation)
-            self._core.give_back()
             with self._lock:
                 self._next = None
             self._say("prepared", operation, error=_text(error))
@@ -216,7 +210,6 @@ class Lifecycle:
             self._expect_nothing()
             preparation.forfeit()
             self._undo_room(preparation)
-            self._core.give_back()
             with self._lock:
                 if self._next is preparation:
                     self._next = None
@@ -227,12 +220,6 @@ class Lifecycle:
         self._say("forfeited", operation)
 
     def _retire(self, operation: str) -> None:
-        try:
-            self._retire_old(operation)
-        finally:
-            self._core.give_back()
-
-    def _retire_old(self, operation: str) -> None:
         self._moving.end()
         live = self._live
         if live is None or live.record.operation_id != operation:
@@ -274,12 +261,6 @@ class Lifecycle:
             return freed
 
     # ---- parts -----------------------------------------------------------------------------------
-
-    def _keep_core(self, record: TransitionRecord) -> None:
-        """Ranks that have a core each keep it while others work beside them."""
-        width = record.old.width if record.old is not None else 0
-        if self._loop.state is LoopState.SERVING and width <= len(os.sched_getaffinity(0)):
-            self._core.take()
 
     def _expect(self, preparation: Preparation) -> None:
         """The next epoch is ready here: requests of ranks that leave may come and go now."""

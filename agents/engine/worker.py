@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ...core.priority import SessionPriority, be_idle, be_prompt
+from ...core.priority import SessionPriority, be_idle, be_prompt, can_leave_idle
 from ...core.records import WorkerStats, to_plain
 from ...core.transitions import WorkerState
 from ...memory.hmm.keeper import Keeper
@@ -151,6 +151,7 @@ def run(launch: WorkerLaunch, template: Any) -> int:
     """The whole life of a worker process; returns its exit code."""
     session = SessionPriority()
     sys.setswitchinterval(SWITCH_S)
+    can_leave_idle()  # asked while no engine waits for the interpreter, and known from then on
     # Until this rank is prepared others are serving: see `Preparation` for idle priority.
     give_way = be_idle if launch.is_gentle and session.lower() else None
     worker = beside(lambda: Worker(launch, template, session), "begin", give_way).result()

@@ -147,7 +147,8 @@ class _Measured:
     def run(self) -> None:
         """Everything on one node."""
         fleet = self._fleet
-        self.results[REPLICA_IDLE] = {"ready_s": _replica_s(fleet)}
+        _stop_short_of_agents(fleet)
+        self.results[REPLICA_IDLE] = {"ready_s": fleet.up(START, with_models=True)}
         fleet.until_touched()
         many = Traffic(fleet.target(), self._chats(READERS_SATURATING))
         self._options.report("reference", "the answers of a fleet that does not scale")
@@ -172,11 +173,7 @@ class _Measured:
         fleet.until_touched()
         traffic = self._steady(fleet)
         rows = run_acts(fleet, traffic, WIDTHS, self._quiet)
-        self.results |= {f"{ACROSS} {name}": row for name, row in rows.items()}
-        low = worst(list(rows.values()))
-        for key in ("throughput_during_over_before", "gap_over_p99", "bytes_ratio"):
-            self.summary[f"across_nodes_{key}"] = low[key]
-        self.summary["across_nodes_ready_s"] = rows[f"{START}->{WIDE}"]["ready_s"]
+        self._note(ACROSS, "across_nodes_", rows, "bytes_ratio")
         self._judge(traffic)
         self._free(fleet)
 
@@ -192,12 +189,16 @@ class _Measured:
     def _prompt(self, traffic: Traffic) -> None:
         rounds = 1 if self._options.quick else PROMPT_ROUNDS
         rows = run_acts(self._fleet, traffic, WIDTHS * rounds, self._quiet, Pace.PROMPT)
-        self.results |= {f"{PROMPT} {name}": row for name, row in rows.items()}
-        low = worst(list(rows.values()))
-        for key in ("throughput_during_over_before", "gap_over_p99", "peak_bytes_ratio"):
-            self.summary[f"prompt_{key}"] = low[key]
-        self.summary["prompt_ready_s"] = rows[f"{START}->{WIDE}"]["ready_s"]
+        self._note(PROMPT, "prompt_", rows, "peak_bytes_ratio")
         self._judge(traffic)
+
+    def _note(self, word: str, prefix: str, rows: Results, key: str) -> None:
+        """Keep the rows of changes made in another way, and what they sum up to."""
+        self.results |= {f"{word} {name}": row for name, row in rows.items()}
+        low = worst(list(rows.values()))
+        for each in ("throughput_during_over_before", "gap_over_p99", key):
+            self.summary[prefix + each] = low[each]
+        self.summary[f"{prefix}ready_s"] = rows[f"{START}->{WIDE}"]["ready_s"]
 
     def _judge(self, traffic: Traffic) -> None:
         """Add what went wrong with the requests of a traffic that has ended to the summary."""
@@ -262,8 +263,7 @@ class _Measured:
         self._fleet.scale(START)
         shape = replace(self._fleet.shape, devices_per_node=START)
         with bench_fleet(shape, self._options.report) as another:
-            another.up(START, with_models=False)
-            another.end_agents()
+            _stop_short_of_agents(another)
             traffic.start()
             try:
                 quiet = self._quiet()
@@ -342,8 +342,7 @@ class _Measured:
         return quiet_window(self._quiet_s)
 
 
-def _replica_s(fleet: BenchFleet) -> float:
-    """Seconds until a replica serves; etcd, controller and gateway are there already."""
+def _stop_short_of_agents(fleet: BenchFleet) -> None:
+    """Bring up etcd, controller and gateway: what every replica shares."""
     fleet.up(START, with_models=False)
     fleet.end_agents()
-    return fleet.up(START, with_models=True)
