@@ -38,6 +38,7 @@ from .security import EtcdSecurity, parse_endpoints
 T = TypeVar("T")
 
 RETRY_S = 0.1  # before a safe request is sent again, and before a broken stream is opened again
+ANSWER_S = 0.5  # a write is sent with at least this much time left for its answer
 CONNECT_SLICE_S = 0.5  # how long one endpoint may take to connect before the next is tried
 MESSAGE_BYTES_MAX = 256 * 1024 * 1024  # a page of a listing is at most 128 MiB of values
 
@@ -91,12 +92,14 @@ class Connection:
         Raises StoreUnavailableError (did not happen) or StoreAmbiguousError (may have happened).
         """
         end_s = time.monotonic() + self.deadline_s
+        # Sent with no time left it would end in doubt, where a refusal before it was certain.
+        send_by_s = end_s - min(ANSWER_S, self.deadline_s / 2)
         while True:
-            await self._ready(end_s)
+            await self._ready(send_by_s)
             try:
                 return await self._call(method, request, end_s)
             except StoreNoLeaderError:
-                if time.monotonic() + RETRY_S >= end_s:
+                if time.monotonic() + RETRY_S >= send_by_s:
                     raise
                 await asyncio.sleep(RETRY_S)
             except StoreUnavailableError as error:
