@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ..core.errors import DeadlineError, MemoryPoolError
 from ..core.records import DeviceUsage
 from ..memory.hmm.client import HmmClient
+from ..memory.hmm.settled import settled_client
 from ..memory.layout import device_of_layout
 
 T = TypeVar("T")
@@ -136,7 +137,7 @@ class MemoryBook:
 
     def _work(self, work: Callable[[HmmClient], T]) -> T:
         if self._client is None:
-            self._client = HmmClient(self._path, CLIENT_NAME)
+            self._client = settled_client(self._path, CLIENT_NAME)
         return work(self._client)
 
     def _drop(self) -> None:

@@ -26,6 +26,7 @@ from ...core.plan import DeviceId
 from ...core.priority import SessionPriority
 from ...memory.hmm.budget import ABOVE
 from ...memory.hmm.client import HmmClient
+from ...memory.hmm.settled import settled_client
 from ...memory.layout import ExpertKey, ExpertLayout, ExpertShape, SharedLayout, respread
 from ...memory.tensors import torch_dtype
 from ..launch.orders import WorkerLaunch
@@ -144,14 +145,14 @@ class WorkerContext:
         """A connection of its own to the node's HMM: what it reserves dies with it.
 
         An HMM that was killed is back within a second, and workers serve on: a PREPARE that
-        falls into that second waits for it instead of being forfeited. Never called by the engine's
-        thread.
+        falls into that second waits for it, and for the memory that workers hand back, instead of
+        being forfeited. Never called by the engine's thread.
         """
         name = f"{self.launch.model}@{self.device} {purpose}"[:200]
         limit_s = time.monotonic() + HMM_RESTART_S
         while True:
             try:
-                return HmmClient(self.launch.hmm_socket, name, HMM_DEADLINE_S)
+                return settled_client(self.launch.hmm_socket, name, HMM_DEADLINE_S)
             except MemoryPoolError:
                 if time.monotonic() >= limit_s:
                     raise

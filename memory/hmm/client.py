@@ -46,9 +46,8 @@ class HmmClient:
         self._lock = threading.Lock()
         self._devices: dict[str, DeviceHandle] = {}
         self._name = name
-        self._is_closed = False
         self._sock: socket.socket | None = self._connect()
-        self._limit_s = 0.0  # the instant at which the running call must have ended
+        self._is_closed, self._limit_s = False, 0.0  # by when the running call must have ended
         try:
             greeting = self.call({"op": "hello", "name": name})
         except BaseException:
@@ -56,7 +55,8 @@ class HmmClient:
             raise
         self.node = str(greeting.get("node", ""))
         self.hmm_pid = int(greeting.get("pid", 0))
-        self.device_ids = tuple(str(device) for device in greeting.get("devices", ()))
+        told = [tuple(map(str, greeting.get(key, ()))) for key in ("devices", "awaited")]
+        self.device_ids, self.awaited = told  # of awaited ones no worker has handed memory back yet
 
     # Pages.
 
@@ -254,8 +254,8 @@ class HmmClient:
     def owners(self, device: str) -> dict[str, list[tuple[int, int]]]:
         """owner -> runs (first, count) of its pages; free pages under the empty name."""
         reply = self.call({"op": "owners", "device": device})
-        told = {**reply["owners"], "": reply["free"]}
-        return {str(owner): [(int(f), int(c)) for f, c in runs] for owner, runs in told.items()}
+        told = {**reply["owners"], "": reply["free"]}.items()
+        return {str(owner): [(int(f), int(c)) for f, c in runs] for owner, runs in told}
 
     def check(self) -> None:
         """Raise InvariantError unless every page of every device is in exactly one state."""

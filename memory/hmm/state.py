@@ -38,7 +38,7 @@ from .recovery import (
     runs,
 )
 
-ADOPT_S = 2.0  # workers notice a dead HMM at once and ask again every tenth of a second
+ADOPT_S = 5.0  # workers notice a dead HMM at once and ask again each 0.1 s, later on full cores
 QUARANTINE_S = 600.0  # every transition is over by then: preparing, committing and retiring
 COMMITTED_MAX = 4096  # commits that are remembered for those who missed the answer
 

@@ -159,8 +159,10 @@ class Table:
 
     def _hello(self, session: Session, request: Message) -> Answer:
         session.name = text_of(request, "name")
-        devices = sorted([*self.state.devices, *self.state.waiting])
-        return Answer({"node": self.node, "devices": devices, "pid": os.getpid()})
+        awaited = sorted(self.state.waiting)
+        devices = sorted([*self.state.devices, *awaited])
+        told = {"node": self.node, "devices": devices, "awaited": awaited, "pid": os.getpid()}
+        return Answer(told)
 
     def _device(self, session: Session, request: Message) -> Answer:
         handle = self._of(request).handle

@@ -133,9 +133,18 @@ class Fleet:
         await self.until(lambda: self.is_settled(width, epoch_after))
 
     async def until(self, question, timeout_s=SETTLE_S):
-        async with asyncio.timeout(timeout_s):
-            while not await question():  # noqa: ASYNC110  (the store is what is waited for)
-                await asyncio.sleep(0.05)
+        end_s = time.monotonic() + timeout_s
+        while not await question():
+            if time.monotonic() > end_s:
+                raise AssertionError(f"not within {timeout_s:g} s:\n{await self.told()}")
+            await asyncio.sleep(0.05)
+
+    async def told(self):
+        """What the store and the agent's log say, for who wants to know what did not happen."""
+        listed = await self.store.get_prefix(self.keys.root)
+        records = [f"{kv.key} {kv.value.decode(errors='replace')[:600]}" for kv in listed.kvs]
+        log = (self.folder / "agent.log").read_text(errors="replace").splitlines()
+        return "\n".join([*records, *log[-60:]])
 
 
 @contextlib.asynccontextmanager

@@ -9,12 +9,15 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from moectl.agents.engine.context import HMM_RETRY_S, WorkerContext
 from moectl.core.errors import MappingError, MemoryPoolError
 from moectl.core.paths import ProcessId
 from moectl.memory.hmm.client import HmmClient
@@ -22,6 +25,7 @@ from moectl.memory.hmm.holdings import DeviceSpec
 from moectl.memory.hmm.journal import Journal, read_journal
 from moectl.memory.hmm.keeper import Keeper
 from moectl.memory.hmm.recovery import replay
+from moectl.memory.hmm.settled import settled_client
 from moectl.memory.hmm.state import NodeState
 from moectl.memory.host import HostBackend
 from moectl.memory.window import Window
@@ -250,6 +254,33 @@ def test_foreign_memory_is_not_taken_for_a_device(private_dir: Path) -> None:
     assert not again.offer("d0", memory)
     os.close(foreign)
     client.close()
+    second.close()
+
+
+def test_who_needs_all_layouts_waits_until_the_memory_is_back(private_dir: Path) -> None:
+    first = start_hmm(private_dir)
+    client = first.client()
+    client.reserve("d0", 1, "a/shared").commit({"shared:a:d0": {"n": 1}})
+    memory = client.device("d0").fd
+    kill(first)
+    second = start_hmm(private_dir, waits=False)
+    # Until then an answer has gaps: the layout is not known, and device d0 is not in the usage.
+    assert second.client().get_layout("shared:a:d0") is None
+    with pytest.raises(MemoryPoolError, match="waits for the memory of d0"):
+        settled_client(second.socket, "worker")
+    found: list[HmmClient] = []
+    context = SimpleNamespace(
+        launch=SimpleNamespace(model="a", hmm_socket=str(second.socket)), device="n1/d0"
+    )
+    asking = threading.Thread(target=lambda: found.append(WorkerContext.connect(context, "test")))
+    asking.start()
+    time.sleep(3 * HMM_RETRY_S)
+    assert not found
+    assert second.client("keeper").offer("d0", memory)
+    asking.join(10)
+    assert found[0].get_layout("shared:a:d0") == {"n": 1}
+    for each in (*found, client):
+        each.close()
     second.close()
 
 
