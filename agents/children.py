@@ -169,6 +169,11 @@ class Children:
         run = read_run_file(self._home.run_dir, role)
         return None if run is None else run.process
 
+    def pids(self) -> tuple[int, ...]:
+        """Of the HMM and the fork server, as far as they run."""
+        running = filter(self.is_running, (HMM, FORK_SERVER))
+        return tuple(map(self._pid, running))
+
     def is_running(self, role: str) -> bool:
         """Whether the process of a role is alive."""
         started = self._started.get(role)

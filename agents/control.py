@@ -20,7 +20,8 @@ from .wire import FRAME_BYTES_MAX, NOTHING, encode, read_message
 log = logging.getLogger("moectl.agent.control")
 
 CALL_S = 10.0  # a busy worker answers between two steps; steps take milliseconds
-RETRY_S = 0.05  # a worker that was just forked listens within tens of milliseconds
+RETRY_S = 0.05
+FIRST_S = 0.01  # a worker that was just forked listens within tens of milliseconds
 CALLS_MAX = 64  # calls in flight at once; more means that the worker answers nothing
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -103,7 +104,7 @@ class Control:
                         short, limit=FRAME_BYTES_MAX
                     )
             except OSError:
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(RETRY_S if self.connections else FIRST_S)
                 continue
             self.connections += 1
             self._is_open.set()

@@ -6,10 +6,12 @@ through the publisher, which never blocks it; with the store away everything her
 """
 
 import logging
+import os
 from collections.abc import Collection
 
 from ..core.paths import NodeHome
 from ..core.plan import DeviceId, Phase
+from ..core.priority import Bystanders
 from ..core.records import AckRecord, Keys, TransitionRecord, to_json
 from ..core.transitions import WorkerState
 from .actions import Answer, Free, Spawn, Stop
@@ -57,6 +59,7 @@ class Node:
         self._publisher = publisher
         self._events = events
         self._answered: dict[str, Phase] = {}
+        self._bystanders = Bystanders(lambda: (os.getpid(), *children.pids()))
         self._losses = Losses(self._name, self._keys, picture, publisher, events)
         self._mender = Mender(
             self._name, picture, self.workers, self.memory, self._losses, self._end
@@ -103,6 +106,7 @@ class Node:
         for transition in list(transitions.values()):
             self._performer.start(transition, decide(transition, self._seen(transition)))
         self._performer.forget_except(transitions)
+        self._bystanders.look(is_pressing=any(not t.is_gentle for t in transitions.values()))
         self._answered = {k: v for k, v in self._answered.items() if k in transitions}
         self._losses.hear(self.workers)
 
@@ -133,6 +137,7 @@ class Node:
             model_spec=transition.model_spec,
             log_path=str(worker_log(self._home, model, device.device)),
             is_gentle=transition.is_gentle,
+            transition=self._performer.text_of(transition),
         )
         await self.workers.spawn(self._children.fork_server, launch)
 

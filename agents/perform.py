@@ -77,6 +77,12 @@ class Performer:
         kept = set(operation_ids)
         self._outcomes = {name: each for name, each in self._outcomes.items() if name in kept}
 
+    def text_of(self, transition: TransitionRecord) -> str:
+        """A transition as JSON, encoded once for all workers that are told of it."""
+        if self._encoded is None or self._encoded[0] is not transition:
+            self._encoded = (transition, to_json(transition))
+        return self._encoded[1]
+
     async def close(self) -> None:
         """Stop everything that runs."""
         tasks = list(self._running.values())
@@ -160,13 +166,7 @@ class Performer:
             case Word.LEAVE | Word.RETURN:
                 return {"op": "leaving", "on": action.word is Word.LEAVE}
             case Word.PREPARE:
-                return {"op": "prepare", "ready": {"transition": self._text_of(transition)}}
+                return {"op": "prepare", "ready": {"transition": self.text_of(transition)}}
             case _:
                 message = {"op": str(action.word), "operation_id": action.operation_id}
                 return message | {"epoch": transition.new.epoch}
-
-    def _text_of(self, transition: TransitionRecord) -> str:
-        """A transition as JSON, encoded once for all workers that are told of it."""
-        if self._encoded is None or self._encoded[0] is not transition:
-            self._encoded = (transition, to_json(transition))
-        return self._encoded[1]

@@ -8,7 +8,6 @@ process id only.
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -156,7 +155,6 @@ class Workers:
 
     async def _first_report(self, worker: LocalWorker, deadline_s: float) -> None:
         """Wait for the worker's report or its death."""
-        end_s = time.monotonic() + deadline_s
         report = asyncio.ensure_future(worker.control.call("status", deadline_s))
         death = asyncio.ensure_future(worker.died.wait())
         try:
@@ -167,13 +165,11 @@ class Workers:
                     f"the worker on {worker.device} died while it started",
                     next_step=f"read {name}",
                 )
-            report.result()
+            worker.take_report(report.result())
         finally:
             for each in (report, death):
                 each.cancel()
             await asyncio.gather(report, death, return_exceptions=True)
-        async with asyncio.timeout(max(0.1, end_s - time.monotonic())):
-            await worker.refresh()
 
     def _remove_files(self, model: str, device: DeviceId) -> None:
         remove_run_file(self._home.run_dir, _role(model, device.device))

@@ -10,8 +10,10 @@ import logging
 from dataclasses import dataclass
 
 from ..core.errors import MoectlError, StoreAmbiguousError, StoreError
+from ..core.priority import Bystanders
 from ..core.records import EndpointRecord, to_json
 from ..core.store.election import Leadership
+from ..core.transitions import TERMINAL_PHASES
 from .commit import Committer
 from .config import Limits
 from .decision import Change
@@ -45,8 +47,10 @@ class Loop:
         identity: Identity,
         limits: Limits,
         facts: FactsSource,
+        bystanders: Bystanders | None = None,
     ) -> None:
         self.is_leader = False
+        self._bystanders = bystanders
         self._mirror = mirror
         self._committer = committer
         self._store = committer.store
@@ -54,6 +58,11 @@ class Loop:
         self._identity = identity
         self._limits = limits
         self._facts = facts
+
+    def press(self, is_pressing: bool = True) -> None:
+        """Something is to go on, or goes on, that must not wait for those who serve."""
+        if self._bystanders is not None:
+            self._bystanders.look(is_pressing=is_pressing)
 
     async def run(self) -> None:
         """Campaign, lead, and campaign again when leadership is lost; until cancelled."""
@@ -110,6 +119,12 @@ class Loop:
         if not self._mirror.is_primed:
             return RETRY_S
         snapshot = self._mirror.snapshot()
+        running = [
+            seen.value
+            for seen in snapshot.transitions.values()
+            if seen.value.phase not in TERMINAL_PHASES
+        ]
+        self.press(any(not transition.is_gentle for transition in running))
         facts = await self._facts.read_all(folders_of(snapshot))
         now = self._clock.now()
         decision = reconcile(snapshot, facts, now, self._limits)

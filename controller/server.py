@@ -22,7 +22,7 @@ import uvicorn
 
 from ..core.clock import Clock, SystemClock
 from ..core.errors import MoectlError, RefusedError, StoreError
-from ..core.priority import GENTLE_NICE, SessionPriority
+from ..core.priority import GENTLE_NICE, Bystanders, SessionPriority
 from ..core.records import EndpointRecord, Keys, TokenRecord, to_json
 from ..core.store.etcd import EtcdStore
 from ..core.store.protocol import Store, put_op, version_is
@@ -108,7 +108,8 @@ async def run(
     endpoint = EndpointRecord("controller", f"{scheme}://{host}:{port}", os.getpid())
     identity = Identity(f"{socket.gethostname()}:{os.getpid()}", endpoint, config.lease_ttl_s)
     committer, facts = Committer(store, keys, clock), FactsReader()
-    loop = Loop(mirror, committer, identity, limits, facts)
+    bystanders = Bystanders(lambda: [os.getpid()])
+    loop = Loop(mirror, committer, identity, limits, facts, bystanders)
     services = Services(config.cluster, mirror, committer, clock, limits, loop, facts)
     services.audit = to_file(Path(config.audit_file)) if config.audit_file else None
     server = QuietServer(

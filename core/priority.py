@@ -24,6 +24,7 @@ import functools
 import os
 import threading
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 #: Weight 110 against 1024: a tenth of a core that is wanted, all of one that is not.
@@ -32,6 +33,8 @@ GENTLE_NICE = 10
 LAST_NICE = 19
 #: The least slice that the kernel gives (its default is some milliseconds).
 PROMPT_SLICE_NS = 100_000
+#: How long bystanders stay up after something pressed.
+PRESSING_S = 5.0
 #: A thread at idle priority that gets no core in this time has its answer.
 ASK_S = 1.0
 #: The kernel lets users change sessions' levels ten times a second, all users together.
@@ -118,10 +121,46 @@ def lift_thread(thread: int) -> None:
         os.setpriority(os.PRIO_PROCESS, thread, 0)
 
 
-def lift_session(leader: int) -> None:
-    """Give a session of this user its whole share again, from outside: to end it without delay."""
+def put_session(leader: int, nice: int) -> None:
+    """Set the level of a session of this user from outside; 0 is its whole share.
+
+    Nothing happens when that process leads none, or the kernel refuses.
+    """
     with contextlib.suppress(OSError):
-        Path(f"/proc/{leader}/autogroup").write_bytes(b"0")
+        if os.getsid(leader) == leader:
+            Path(f"/proc/{leader}/autogroup").write_bytes(str(nice).encode())
+
+
+class Bystanders:
+    """Processes beside those who serve: they give way, but for what presses they come up.
+
+    A change that is not gentle waits for each of them several times. They stay up for a moment
+    after it: changes come in rows, and the kernel may count how often levels are changed.
+    """
+
+    def __init__(
+        self,
+        leaders: Callable[[], Iterable[int]],
+        put: Callable[[int, int], None] = put_session,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`leaders` names the leaders of their sessions."""
+        self._leaders, self._put, self._now = leaders, put, now
+        self._up_until: float | None = None
+
+    def look(self, *, is_pressing: bool) -> None:
+        """Call whenever something changes, and now and then."""
+        if is_pressing:
+            if self._up_until is None:
+                self._set(0)
+            self._up_until = self._now() + PRESSING_S
+        elif self._up_until is not None and self._now() >= self._up_until:
+            self._set(GENTLE_NICE)
+            self._up_until = None
+
+    def _set(self, nice: int) -> None:
+        for leader in self._leaders():
+            self._put(leader, nice)
 
 
 class SessionPriority:

@@ -45,6 +45,11 @@ class Inbox:
             cancels, self._cancels = self._cancels, []
         return submits, cancels
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no request waits to be taken."""
+        return not self._submits
+
     def wake(self) -> None:
         """Wake the engine's thread; safe in a signal handler."""
         with contextlib.suppress(BlockingIOError):

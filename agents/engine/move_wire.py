@@ -184,10 +184,12 @@ class Meeting:
         with _broken():
             self._store.set(str(device), address)
 
-    def find(self, device: DeviceId) -> str | None:
-        """Where a device takes requests, or None while it has not said."""
+    def find(self, device: DeviceId, wait_s: float) -> str | None:
+        """Where a device takes requests; None when it has not said so in time."""
         with _broken():
-            if not self._store.check([str(device)]):
+            try:
+                self._store.wait([str(device)], timedelta(seconds=wait_s))
+            except distributed.DistStoreError:
                 return None
             return bytes(self._store.get(str(device))).decode()
 

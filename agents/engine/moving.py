@@ -54,7 +54,7 @@ class Moving:
         if record.new.rank_of(self._ground.context.device) is not None:
             self._landing = Landing(self._ground, record)
             self._landing.open()
-        elif loop.state in (LoopState.SERVING, LoopState.PARKED):
+        elif loop.state in (LoopState.SERVING, LoopState.PARKED) and loop.has_requests:
             self._departure = departure = Departure(self._ground, record)
             departure.start()
             until = record.deadline_at - RESERVE_S - time.time() + time.monotonic()

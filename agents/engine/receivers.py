@@ -13,8 +13,10 @@ from .land import Ground
 from .move_wire import Meeting, MoveSocket, read_secret
 from .moves import Room
 
-#: Between two looks at whether a receiver is there yet (or, later, at what has filled up).
+#: Between two looks at what has filled up.
 LOOK_S = 0.05
+#: The longest that a wait for a receiver's door goes on when nobody wants it any more.
+DOOR_S = 0.2
 
 
 @dataclass
@@ -69,8 +71,8 @@ def reach(
 
 
 def _find(meeting: Meeting, receiver: DeviceId, until: float, stop: threading.Event) -> str | None:
-    while (address := meeting.find(receiver)) is None:
-        if stop.wait(LOOK_S) or time.monotonic() > until:
+    while (address := meeting.find(receiver, DOOR_S)) is None:
+        if stop.is_set() or time.monotonic() > until:
             return None
     return address
 

@@ -162,6 +162,12 @@ class StepLoop:
             self.is_leaving or self._stopping
         )
 
+    @property
+    def has_requests(self) -> bool:
+        """Whether any request is here; a rank that is leaving gets no more once it has none."""
+        engine = self.engine
+        return not self.inbox.is_empty or (engine is not None and bool(engine.scheduler.sequences))
+
     # ---- the engine's thread ---------------------------------------------------------------------
 
     def run(self) -> None:

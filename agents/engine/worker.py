@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from ...core.priority import SessionPriority, be_idle, be_prompt, can_leave_idle
-from ...core.records import WorkerStats, to_plain
+from ...core.records import TransitionRecord, WorkerStats, from_json, to_plain
 from ...core.transitions import WorkerState
 from ...memory.hmm.keeper import Keeper
 from ..launch.orders import WorkerLaunch
@@ -70,6 +70,8 @@ class Worker:
         self.lifecycle.start()
         self.data.start(self.loop)
         self.control.start(self.lifecycle)
+        if self.launch.transition:  # what the agent asks for, too: whoever is first begins it
+            self.lifecycle.prepare(from_json(TransitionRecord, self.launch.transition))
         keeper = Keeper(self.launch.hmm_socket, self.launch.device, self.launch.model)
         be_prompt()  # this is the engine's thread; all others have started
         try:

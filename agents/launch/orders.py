@@ -28,6 +28,7 @@ class WorkerLaunch:
     model_spec: dict[str, Any]
     log_path: str
     is_gentle: bool = False  # gives way until it serves: others do
+    transition: str = ""  # what it is started for, as JSON: it prepares for that unasked
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON-safe data."""

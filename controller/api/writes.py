@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 
 from ...core.errors import UsageError
 from ...core.fields import AUTOSCALER, GITOPS
+from ...core.plan import Pace
 from ...core.records import TokenRecord
 from .. import intents
 from ..admission import Ground
@@ -42,6 +43,8 @@ async def scale(
     caller = caller_of(request, token, body.operation_id, body.dry_run, writer)
     caller = replace(caller, pace=body.pace)
     generation = expected(if_match, body.expected_generation)
+    if body.pace is Pace.PROMPT and services.loop is not None:
+        services.loop.press()
 
     def decide(ground: Ground) -> Accepted:
         return intents.decide_scale(name, str(body.experts), ground, caller, generation)

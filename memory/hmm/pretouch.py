@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...core.priority import lift_session, lift_thread
+from ...core.priority import lift_thread, put_session
 from ..backend import PageRun, coalesce, expand
 from ..host import KIND_HUGETLB, can_gather, held_bytes
 from .holdings import Device
@@ -165,7 +165,7 @@ class Pretouch:
             import subprocess
 
             lift_thread(child.pid)  # else it would end when a core is idle
-            lift_session(child.pid)
+            put_session(child.pid, 0)
             child.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(END_S)

@@ -11,10 +11,13 @@ import pytest
 from moectl.core.priority import (
     GENTLE_NICE,
     LAST_NICE,
+    PRESSING_S,
     PROMPT_SLICE_NS,
+    Bystanders,
     SessionPriority,
     be_gentle,
     be_prompt,
+    put_session,
 )
 
 SESSION = Path("/proc/self/autogroup")
@@ -103,3 +106,35 @@ def test_a_prompt_thread_has_short_slices_and_keeps_its_level():
     was_taken, slice_ms, nice = in_a_thread(ask)
     assert nice == GENTLE_NICE
     assert not was_taken or slice_ms == PROMPT_SLICE_NS / 1e6
+
+
+def test_bystanders_come_up_for_what_presses_and_stand_back_some_time_after_it():
+    levels, now = [], [100.0]
+    bystanders = Bystanders(
+        lambda: (1, 2), lambda leader, nice: levels.append((leader, nice)), lambda: now[0]
+    )
+    bystanders.look(is_pressing=False)
+    assert levels == []  # they were started low
+    bystanders.look(is_pressing=True)
+    bystanders.look(is_pressing=True)
+    assert levels == [(1, 0), (2, 0)]
+    now[0] += PRESSING_S / 2
+    bystanders.look(is_pressing=False)
+    assert len(levels) == 2
+    now[0] += PRESSING_S
+    bystanders.look(is_pressing=False)
+    bystanders.look(is_pressing=False)
+    assert levels[2:] == [(1, GENTLE_NICE), (2, GENTLE_NICE)]
+
+
+@pytest.mark.skipif(not SESSION.exists(), reason="this kernel does not group tasks by session")
+def test_only_the_leader_of_a_session_is_put_to_another_level():
+    words = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True) as child:
+        level = Path(f"/proc/{child.pid}/autogroup")
+        if not level.read_text():
+            pytest.skip("this session is in no group")
+        put_session(child.pid, GENTLE_NICE)
+        assert level.read_text().split()[-1] == str(GENTLE_NICE)
+        child.communicate(b"\n")
+    put_session(child.pid, 0)  # gone: nothing happens
