@@ -156,6 +156,11 @@ def try_forward(template: Any, seats: list[hooks.Seat], layers: int) -> tuple[Kv
     return kv, chosen.pop()
 
 
+def rehearse(template: Any, seats: list[hooks.Seat]) -> None:
+    """Run a model that passed once more without memory, for who wants its code and objects warm."""
+    _run(template, seats, _Trial(), None)
+
+
 def _run(template: Any, seats: list[hooks.Seat], trial: _Trial, past: Any) -> _Trial:
     for seat in seats:
         seat.step = trial

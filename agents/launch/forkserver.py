@@ -14,7 +14,8 @@ Requests and replies are frames as the HMM's. Children live on when this process
     {"op":"spawn_server","socket","log"} -> {"pid"}: a fork server for a sibling, see `siblings.py`
     {"op":"stop"} -> {} and the end
 
-A spare, forked from it, takes its place when it is killed: see `spare.py`. When both are, a sibling
+Workers are forked ahead of their orders: see `standby.py`. A spare, forked from it, takes its place
+when it is killed: see `spare.py`. When both are, a sibling
 or a worker that serves forks another (`siblings.py`, `engine/founding.py`).
 """
 
@@ -26,7 +27,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,12 @@ from ...core.errors import EngineError, MemoryPoolError, MoectlError, ProtocolEr
 from ...core.priority import GENTLE_NICE, SessionPriority
 from ...memory.hmm import wire
 from ...memory.hmm.listener import Place, peer_uid, take_place
+from .child import leave, name_process, write_to
 from .group_store import host_store, is_readable
-from .imports import BuildTemplate, RunWorker, import_engine, lasting
+from .imports import EngineParts, import_engine, lasting
 from .orders import WorkerLaunch
 from .spare import Spare
+from .standby import Standbys, await_orders
 
 #: Templates kept at a time. Chosen: models of one node; one template is a few megabytes.
 TEMPLATES_MAX = 16
@@ -55,16 +58,17 @@ class ForkServer:
     def __init__(
         self,
         listener: socket.socket,
-        engine: tuple[BuildTemplate, RunWorker],
+        engine: EngineParts,
         own_fds: Sequence[int] = (),
         spare: Spare | None = None,
         templates: dict[str, Any] | None = None,
+        standbys: Standbys | None = None,
     ) -> None:
         self._listener = listener
         self._own_fds = tuple(own_fds)  # children close them: the lock must end with this process
         self._spare = spare
+        self._standbys = standbys if standbys is not None else Standbys(0)
         self._engine = engine
-        self._build_template, self._run_worker = engine
         self._templates: dict[str, Any] = templates if templates is not None else {}
         self._children: dict[int, str] = {}
         self._readers: dict[socket.socket, wire.FrameReader] = {}
@@ -82,8 +86,12 @@ class ForkServer:
         while not self._stopping:
             if self._is_spare_outdated() and self._fork_spare():
                 return True
-            for key, _ in self._selector.select():
+            wait_s = self._standbys.wait_s(self._templates)
+            for key, _ in self._selector.select(wait_s):
                 self._turn(key.fileobj)
+            if self._standbys.wait_s(self._templates) == 0.0:
+                self._fork_standby()
+        self._standbys.dismiss()
         if self._spare is not None:
             self._spare.dismiss()
         return False
@@ -122,9 +130,35 @@ class ForkServer:
             return False
         return self._spare.fork(self._become_spare)
 
+    def _fork_standby(self) -> None:
+        """Fork a worker ahead; it never returns from here."""
+        try:
+            self._check_alone("a standby")
+        except EngineError:
+            self._standbys.rest()
+            return
+        sock = self._standbys.fork(self._templates, self._become_child)
+        if sock is not None:
+            name_process("moe standby")
+            leave(lambda: self._stand_by(sock), None)
+
+    def _stand_by(self, sock: socket.socket) -> int:
+        """The life of a standby: everything that needs no orders, then what they say."""
+        session = SessionPriority()
+        session.lower()
+        for template in self._templates.values():
+            self._engine.rehearse(template)
+        session.restore()
+        launch = await_orders(sock)
+        if launch is None:
+            return 0
+        name_process(f"moe {launch.model}.{launch.device}")
+        write_to(Path(launch.log_path))
+        return self._engine.run_worker(launch, self._templates[launch.model_folder])
+
     def _become_spare(self) -> None:
         self._become_child()
-        _name_process("moe spare")
+        name_process("moe spare")
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
@@ -165,6 +199,8 @@ class ForkServer:
             client.sendall(wire.pack(self._answer(request)))
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request.get("op") != "ping":
+            self._standbys.rest()
         try:
             return {"ok": True, **self._operate(request)}
         except (MoectlError, OSError) as error:
@@ -182,6 +218,7 @@ class ForkServer:
                     "children": children,
                     "templates": templates,
                     "spare": spare,
+                    "standbys": self._standbys.pids,
                 }
             case "template":
                 self._template(str(request.get("folder")))
@@ -205,25 +242,29 @@ class ForkServer:
             if len(self._templates) >= TEMPLATES_MAX:
                 self._templates.pop(next(iter(self._templates)))
             with lasting():
-                self._templates[folder] = self._build_template(Path(folder))
+                self._templates[folder] = self._engine.build_template(Path(folder))
         return self._templates[folder]
 
     def _spawn(self, launch: WorkerLaunch) -> int:
-        template = self._template(launch.model_folder)
         what = f"worker {launch.model} {launch.node}/{launch.device}"
+        standby = self._standbys.send(launch)
+        if standby is not None:
+            self._children[standby] = what
+            return standby
+        template = self._template(launch.model_folder)
         pid = self._fork(what)
         if pid == 0:
-            _name_process(f"moe {launch.model}.{launch.device}")
-            _leave(lambda: self._run_worker(launch, template), Path(launch.log_path))
+            name_process(f"moe {launch.model}.{launch.device}")
+            leave(lambda: self._engine.run_worker(launch, template), Path(launch.log_path))
         return pid
 
     def _spawn_server(self, path: Path, log_path: Path) -> int:
         """A fork server for another node of this machine: what is imported here, it has."""
         pid = self._fork(f"fork server at {path}")
         if pid == 0:
-            _name_process("moe forkserver")
+            name_process("moe forkserver")
             templates = dict(self._templates)
-            _leave(lambda: _serve_at(path, self._engine, templates), log_path)
+            leave(lambda: _serve_at(path, self._engine, templates), log_path)
         return pid
 
     def _spawn_store(self, host: str) -> dict[str, Any]:
@@ -233,8 +274,8 @@ class ForkServer:
             pid = self._fork("store")
             if pid == 0:
                 os.close(read_fd)
-                _name_process("moe store")
-                _leave(lambda: host_store(listener, host, port, write_fd), None)
+                name_process("moe store")
+                leave(lambda: host_store(listener, host, port, write_fd), None)
             os.close(write_fd)
         with os.fdopen(read_fd, "rb") as pipe:
             if not is_readable(pipe.fileno(), STORE_READY_S) or pipe.read(1) != b"r":
@@ -258,7 +299,8 @@ class ForkServer:
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         self._selector.close()
-        for each in (self._listener, self._woken, self._wake, *self._readers):
+        socks = (self._listener, self._woken, self._wake, *self._readers)
+        for each in (*socks, *self._standbys.own_socks):
             each.close()
         spares = self._spare.own_fds if self._spare is not None else ()
         for fd in (*self._own_fds, *spares):
@@ -273,6 +315,7 @@ class ForkServer:
             )
 
     def _reap(self) -> None:
+        self._standbys.look()
         for pid in list(self._children):
             with contextlib.suppress(ChildProcessError):
                 if os.waitpid(pid, os.WNOHANG) == (0, 0):
@@ -286,34 +329,6 @@ class ForkServer:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(client)
         client.close()
-
-
-def _leave(run: Callable[[], int], log_path: Path | None) -> None:
-    """The rest of a child's life, in a session and log of its own; never returns."""
-    code = 70
-    try:
-        os.setsid()
-        if log_path is not None:
-            log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            os.close(log)
-        code = run()
-    except BaseException as error:  # the last frame of a process: say why, whatever it was
-        import traceback
-
-        traceback.print_exception(error)
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-
-
-def _name_process(name: str) -> None:
-    """What `ps` and `top` show instead of the fork server's name; 15 characters are kept."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text(name[:15], encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -331,15 +346,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve_forked(path: Path, log_path: Path) -> None:
     """Serve in a process that was forked from a worker and has let go of its things."""
-    _name_process("moe forkserver")
+    name_process("moe forkserver")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
-    _leave(lambda: _serve_at(path, import_engine(), {}), log_path)
+    leave(lambda: _serve_at(path, import_engine(), {}), log_path)
 
 
 def _serve_at(
     path: Path,
-    engine: tuple[BuildTemplate, RunWorker],
+    engine: EngineParts,
     templates: dict[str, Any],
     ready_fd: int | None = None,
 ) -> int:
@@ -352,13 +367,14 @@ def _serve_at(
                 os.close(ready_fd)
             ready_fd = None
         SessionPriority().lower(GENTLE_NICE)  # children lead sessions of their own
-        server = ForkServer(place.listener, engine, (place.lock,), Spare(path), templates)
+        own = (place.lock,)
+        server = ForkServer(place.listener, engine, own, Spare(path), templates, Standbys())
         if not server.serve():
             place.close()
             return 0
         # From here on this process is the spare: the server that it was forked from is dead.
         templates = server.templates
-        _name_process("moe forkserver")
+        name_process("moe forkserver")
 
 
 def _take_place(path: Path) -> Place:

@@ -11,12 +11,21 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .orders import WorkerLaunch
 
 RunWorker = Callable[[WorkerLaunch, Any], int]
 BuildTemplate = Callable[[Path], Any]
+
+
+class EngineParts(NamedTuple):
+    """What a fork server needs of the engine."""
+
+    build_template: BuildTemplate
+    run_worker: RunWorker
+    rehearse: Callable[[Any], None] = lambda template: None  # what a worker does with any orders
+
 
 #: Set before torch is imported: one thread of arithmetic, and no native stack traces in worker logs
 #: when a group is given up on purpose.
@@ -28,16 +37,16 @@ _QUIET = {
 }
 
 
-def import_engine() -> tuple[BuildTemplate, RunWorker]:
+def import_engine() -> EngineParts:
     """The imports that workers must not pay for, with one thread of arithmetic only."""
     os.environ.update(_QUIET)
     with lasting():
         import torch
 
         torch.set_num_threads(1)
-        from ..engine import worker
+        from ..engine import rehearsal, worker
 
-    return worker.build_template, worker.run
+    return EngineParts(worker.build_template, worker.run, rehearsal.rehearse)
 
 
 @contextlib.contextmanager

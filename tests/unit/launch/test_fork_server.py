@@ -11,12 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from moectl.agents.launch.client import ForkServerClient, argv
 from moectl.agents.launch.forkserver import SPARE_S_MIN, ForkServer
+from moectl.agents.launch.imports import EngineParts
 from moectl.agents.launch.orders import WorkerLaunch
 from moectl.agents.launch.spare import read_spare
 from moectl.core.errors import EngineError, ProtocolError
@@ -45,10 +47,11 @@ NEVER_USED += ["torch._inductor.compile_fx", "torch.utils.tensorboard", "pydanti
 
 PROBE = """
 import gc, json, os, sys
+from dataclasses import replace
 from pathlib import Path
 passes = gc.get_stats()[2]["collections"]
 from moectl.agents.launch.imports import import_engine
-build, run = import_engine()
+build = import_engine().build_template
 passes = gc.get_stats()[2]["collections"] - passes
 def families():
     names = [name.split(".") for name in sys.modules if name.startswith("transformers.models.")]
@@ -261,7 +264,9 @@ async def test_a_spare_that_dies_is_replaced(server, client):
 
 def test_it_refuses_to_fork_while_it_has_a_second_thread():
     with socket.socket(socket.AF_UNIX) as listener:
-        server = ForkServer(listener, (lambda folder: "template", lambda launch, template: 0))
+        server = ForkServer(
+            listener, EngineParts(lambda folder: "template", lambda launch, template: 0)
+        )
         release = threading.Event()
         thread = threading.Thread(target=release.wait)
         thread.start()
@@ -282,3 +287,109 @@ def test_orders_are_read_back_as_they_were_written_and_nothing_else_is_taken():
         WorkerLaunch.from_plain(broken)
     with contextlib.suppress(ValueError), pytest.raises(ProtocolError):
         WorkerLaunch.from_json("[]")
+
+
+STANDBY_SERVER = """
+import os, sys, time
+from dataclasses import replace
+from pathlib import Path
+from moectl.agents.launch import forkserver, standby
+from moectl.agents.launch.imports import EngineParts
+
+standby.Standbys.__init__.__defaults__ = (2, 0.2)
+
+def run(launch, template):
+    print(f"{template} {launch.device} {os.getpid()} {os.getsid(0)}", flush=True)
+    time.sleep(60)
+    return 0
+
+def rehearse(template):
+    if template.endswith("slow"):
+        time.sleep(60)
+
+engine = EngineParts(lambda folder: f"template of {folder}", run, rehearse)
+sys.exit(forkserver._serve_at(Path(sys.argv[1]), engine, {}))
+"""
+
+
+@pytest.fixture
+def standby_server(tmp_path):
+    """A fork server in a process of its own whose engine is a few lines."""
+    tmp_path.chmod(0o700)
+    path = tmp_path / "fork.sock"
+    with subprocess.Popen([sys.executable, "-P", "-c", STANDBY_SERVER, str(path)]) as process:
+        yield path, process
+        process.kill()
+
+
+async def until_standbys(caller, count, but_not=()):
+    until = time.monotonic() + DEADLINE_S
+    while True:
+        with contextlib.suppress(EngineError):
+            standbys = (await caller.ping())["standbys"]
+            if len(standbys) == count and not set(standbys) & set(but_not):
+                return standbys
+        assert time.monotonic() < until
+        await asyncio.sleep(0.02)
+
+
+async def said(log):
+    until = time.monotonic() + DEADLINE_S
+    while not (log.exists() and log.read_text().endswith("\n")):
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+    return log.read_text()
+
+
+async def test_workers_are_forked_ahead_of_their_orders_and_end_with_their_server(
+    standby_server, tmp_path
+):
+    path, process = standby_server
+    caller = ForkServerClient(path)
+    await _serving_pid(caller, None)
+    assert await until_standbys(caller, 0) == []  # no model is known: whatever for?
+    await caller.template("a")
+    first = await until_standbys(caller, 2)
+    await asyncio.sleep(0.1)  # they have rehearsed
+    log = tmp_path / "w.log"
+    orders = replace(ORDERS, model_folder="a", log_path=str(log))
+    pid = await caller.spawn(orders)
+    assert pid in first
+    assert await said(log) == f"template of a d0 {pid} {pid}\n"
+    assert str(pid) in (await caller.ping())["children"]
+    second = await until_standbys(caller, 2, but_not=[pid])  # another takes its place
+    await caller.template("b")  # what they do not know they could not serve
+    third = await until_standbys(caller, 2, but_not=[*first, *second])
+    waiting = [process_id(each) for each in third]
+    worker = process_id(pid)
+    process.kill()
+    process.wait()
+    # With the server, whose end of each pair was the last, they are gone; its worker is not.
+    assert all(wait_gone(each, DEADLINE_S) for each in waiting if each is not None)
+    assert process_id(pid) == worker
+    spare = read_spare(path)
+    await until_standbys(caller, 2)  # the spare that took over has its own
+    await caller.stop()
+    assert wait_gone(spare, DEADLINE_S)
+    os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_standby_that_is_not_ready_or_dead_costs_a_fork_and_no_more(
+    standby_server, tmp_path
+):
+    path, process = standby_server
+    caller = ForkServerClient(path)
+    await _serving_pid(caller, None)
+    await caller.template("slow")  # they rehearse for ever
+    waiting = await until_standbys(caller, 2)
+    log = tmp_path / "w.log"
+    orders = replace(ORDERS, model_folder="slow", log_path=str(log))
+    pid = await caller.spawn(orders)
+    assert pid not in waiting
+    assert await said(log) == f"template of slow d0 {pid} {pid}\n"
+    for each in waiting:
+        os.kill(each, signal.SIGKILL)
+    await until_standbys(caller, 2, but_not=waiting)
+    await caller.stop()
+    assert process.wait(DEADLINE_S) == 0
+    os.kill(pid, signal.SIGKILL)
