@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..core import heap
 from ..core.clock import Clock, SystemClock
 from ..core.errors import ConflictError, MoectlError
 from ..core.paths import NodeHome
@@ -195,6 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_agent_config(parser.parse_args(argv).config)
         SessionPriority().lower(GENTLE_NICE)  # its node's cores are there to serve
+        heap.settle()
         with only_agent(NodeHome(Path(config.node_dir))):
             asyncio.run(serve(config))
     except MoectlError as error:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import uvicorn
 
+from ..core import heap
 from ..core.clock import Clock, SystemClock
 from ..core.errors import MoectlError, RefusedError, StoreError
 from ..core.priority import GENTLE_NICE, Bystanders, SessionPriority
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_server_config(options.config)
         listener = listen(config.host, config.port)
         SessionPriority().lower(GENTLE_NICE)  # where it shares a machine with nodes, they serve
+        heap.settle()
         asyncio.run(serve(config, listener))
     except MoectlError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,13 +3,16 @@
 Reading is strict: an unknown or missing field is a ProtocolError, never a silent default, because a
 record written by another version is another contract. How a type is read and written is worked out
 once, from its annotations: a transition holds hundreds of steps, and every process of the fleet
-reads it at every phase. Standard library only.
+reads and writes it at every phase. Its steps never change, so the last of such lists are kept: what
+is the same object is not written again, what is the same text (types of numbers included) is not
+read again. Standard library only.
 """
 
 import dataclasses
 import json
 import types
 import typing
+from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
 from functools import cache, lru_cache
@@ -22,6 +25,8 @@ from .plan import DeviceId
 T = TypeVar("T")
 Way = Callable[[Any], Any]
 
+LISTS_KEPT = 4  # of records, per field: of the transitions that are under way
+KEPT_ITEMS_MIN = 8  # shorter lists are worked out faster than they are looked up
 DEVICES_KEPT = 4096  # parsed names of devices: a fleet's, many times over
 
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
@@ -100,7 +105,9 @@ def _writer(kind: type) -> Way:
 
 def _record_writer(kind: type) -> Way:
     names = tuple(field.name for field in dataclasses.fields(kind))
-    ways = {name: _field_writer(hint) for name, hint in _fields(kind)[0].items()}
+    hints = _fields(kind)[0]
+    ways = {name: _field_writer(hint) for name, hint in hints.items()}
+    ways |= {name: _kept_writer(ways[name]) for name, hint in hints.items() if _is_rich(hint)}
     # An int is written as it is, and most fields are ints: only the others are gone through.
     changed = tuple((name, way) for name, way in ways.items() if way is not _same)
     values = _all_of(names)
@@ -134,6 +141,29 @@ def _field_writer(hint: Any) -> Way:
     if hint is DeviceId or (isinstance(hint, type) and issubclass(hint, StrEnum)):
         return str
     return to_plain
+
+
+def _is_rich(hint: Any) -> bool:
+    """Whether a field holds a list of records or of lists."""
+    item = (*typing.get_args(hint), None)[0] if typing.get_origin(hint) is tuple else None
+    is_record = dataclasses.is_dataclass(item) and item is not DeviceId
+    return is_record or typing.get_origin(item) is tuple
+
+
+def _kept_writer(way: Way) -> Way:
+    """For tuples that never change; who is given the list must not change it either."""
+    kept: deque[tuple[Any, list[Any]]] = deque(maxlen=LISTS_KEPT)
+
+    def write(values: Any) -> list[Any]:
+        for known, plain in list(kept):  # other threads keep theirs meanwhile
+            if known is values:
+                return plain
+        plain = way(values)
+        if len(plain) >= KEPT_ITEMS_MIN and type(values) is tuple:
+            kept.append((values, plain))
+        return plain
+
+    return write
 
 
 # -- reading -----------------------------------------------------------------------------------
@@ -177,6 +207,7 @@ def _reader(kind: Any) -> Way:
 def _record_reader(kind: Any) -> Way:
     hints, required = _fields(kind)
     names, ways = hints.keys(), {name: _reader(hint) for name, hint in hints.items()}
+    ways |= {name: _kept_reader(ways[name]) for name, hint in hints.items() if _is_rich(hint)}
 
     def read(data: Any) -> Any:
         if not isinstance(data, dict):
@@ -230,6 +261,23 @@ def _tuple_reader(item: Any) -> Way:
 
     # The owner tables of large placements are checked as a whole: 20 times faster.
     return _read_integers if item is int else read
+
+
+def _kept_reader(read: Way) -> Way:
+    """For lists that are read often. `repr` tells 1 from 1.0 and True, as equality would not."""
+    kept: deque[tuple[str, tuple[Any, ...]]] = deque(maxlen=LISTS_KEPT)
+
+    def read_or_find(data: Any) -> Any:
+        if type(data) is not list or len(data) < KEPT_ITEMS_MIN:
+            return read(data)
+        text = repr(data)
+        for known, values in list(kept):
+            if known == text:
+                return values
+        kept.append((text, read(data)))
+        return kept[-1][1]
+
+    return read_or_find
 
 
 def _read_integers(data: Any) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from ...core import heap
 from ...core.errors import MoectlError, UsageError
 from ...core.records import EndpointRecord, Keys, to_json
 from ...core.store.protocol import Store
@@ -142,6 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         config = load_gateway_config(parser.parse_args(argv).config)
+        heap.settle()
         asyncio.run(serve(config, bind(config)))
     except MoectlError as error:
         print(f"error: {error}", file=sys.stderr)
