@@ -22,7 +22,7 @@ from moectl.core.plan import (
     joining_ranks,
     leaving_devices,
 )
-from moectl.core.records import TransitionRecord, to_plain
+from moectl.core.records import TransitionRecord, to_json, to_plain
 
 LAYERS, EXPERTS = 2, 10
 EXPERT_BYTES = 3 * 32 * 64 * 4
@@ -77,7 +77,7 @@ class Fleet:
         self.flips = {}  # device -> figures of its last flip
         self.placement, self.is_talking, self._lock = None, False, threading.Lock()
 
-    def spawn(self, device, instance):
+    def spawn(self, device, instance, record=None):
         root = self.site.root
         control = root / device.node / f"{device.device}.sock"
         launch = WorkerLaunch(
@@ -86,6 +86,7 @@ class Fleet:
             control_socket=str(control), data_host=ADDRESS[device.node],
             secret_file=str(root / "secret"), model_folder=str(self.checkpoint),
             model_spec=self.spec, log_path=str(root / f"{device.node}-{device.device}.log"),
+            transition=to_json(record) if record is not None else "",
         )  # fmt: skip
         control.unlink(missing_ok=True)
         pid = self.site.fork("spawn", config=launch.to_plain())["pid"]
