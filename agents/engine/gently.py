@@ -19,11 +19,11 @@ from ...core.priority import SessionPriority, be_gentle, lift_thread
 T = TypeVar("T")
 Piece = Callable[[], None]
 
-#: Gentleness ends when the pieces are not done by then. Chosen: above what they take where two
-#: readers fill two cores (half a second to one), and what nobody minds waiting for on a full one.
+#: Gentleness ends when the pieces are not done by then. Chosen: above what they mostly take where
+#: two readers fill two cores (half a second to one), and a device is free within two seconds.
 #: Rests between pieces were tried: each time a thread comes back it may hold a core for a tick,
 #: whatever its level, so the same work costs more tokens than in one go.
-ESCALATE_S = 2.0
+ESCALATE_S = 1.5
 
 
 def run_gently(

@@ -43,7 +43,7 @@ class Standbys:
     def __init__(self, count: int = STANDBYS, rest_s: float = REST_S) -> None:
         self._count, self._rest_s = count, rest_s
         self._waiting: list[_Standby] = []
-        self._due_at = 0.0
+        self._due_at = time.monotonic() + rest_s  # a spare that takes over is needed at once
 
     @property
     def pids(self) -> tuple[int, ...]:
