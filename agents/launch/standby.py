@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from ...core.priority import put_session
 from .orders import WorkerLaunch
 
 #: Chosen: what a scale of a small node adds at a time; more are forked when asked for, as ever.
@@ -150,6 +151,7 @@ def _is_ready(standby: _Standby) -> bool:
 
 def _reap(pid: int) -> None:
     """End it: it holds nothing that could be left half done."""
+    put_session(pid, 0)  # while it rehearses it has the lowest level, and would end as slowly
     with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
