@@ -319,7 +319,7 @@ def standby_server(tmp_path):
     path = tmp_path / "fork.sock"
     with subprocess.Popen([sys.executable, "-P", "-c", STANDBY_SERVER, str(path)]) as process:
         yield path, process
-        process.kill()
+        process.terminate()  # takes its spare and standbys along
 
 
 async def until_standbys(caller, count, but_not=()):
